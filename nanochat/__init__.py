@@ -1,0 +1,15 @@
+"""nanochat: from raw text to a chat assistant of your own, in one small repository.
+
+The house has floors. A room (module) imports only from floors below it and from rooms to its left on its own floor;
+scripts are the doors and nothing imports a door; tasks stand beside and see floors 0 and 1 only.
+`tests/test_architecture.py` reads this plan and holds the imports against it.
+
+4 behaviour  checkpoint_manager training loss_eval engine core_eval task_eval rollout serving
+3 model      kv_cache attention chunked_loss gpt optim sampling
+2 machine    runtime dataloader
+1 tokens     chat_format tokenizer dataset tinyworld
+0 ground     paths command log download hardware gpt_config schedule plan calculator execution conversation report
+
+A line knows its room by one question: what must be there for it to run? Only numbers: ground. A vocabulary: tokens.
+A device: machine. Weights: model. A checkpoint or a task: behaviour. A person: a script.
+"""
