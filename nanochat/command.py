@@ -7,13 +7,16 @@ Dashes and underscores in flags mean the same.
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+C = TypeVar("C")
 
 
 class UserError(Exception):
     """A person's mistake, told in one sentence: what was given, what is allowed, which command to run next."""
 
 
-def run[C](main: Callable[[C], None], config_class: type[C], arguments: Sequence[str] | None = None) -> None:
+def run(main: Callable[[C], None], config_class: type[C], arguments: Sequence[str] | None = None) -> None:
     """Parse the command line into a `config_class` and call `main` with it.
 
     `UserError`, and the operating system's refusals (no such file, no space, no permission), end the process with

@@ -93,6 +93,11 @@ def config_for_depth(
     heads = width // head_dim
     portable = {"mlp": "swiglu", "logit_softcap": None} if arch == "portable" else {}
     return GPTConfig(
-        sequence_len=sequence_len, vocab_size=vocab_size, n_layer=depth, n_head=heads, n_kv_head=heads, n_embd=width,
+        sequence_len=sequence_len,
+        vocab_size=vocab_size,
+        n_layer=depth,
+        n_head=heads,
+        n_kv_head=heads,
+        n_embd=width,
         **portable,  # type: ignore[arg-type]
     )
