@@ -16,7 +16,7 @@ PartType = Literal["text", "python", "python_output"]
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of an assistant's message: `text` it says, `python` it sends to the tool, `python_output` is the answer."""
+    """A piece of an assistant's message: `text` it says, `python` it sends to the tool, `python_output` its answer."""
 
     type: PartType
     text: str

@@ -1,0 +1,209 @@
+"""The model: a GPT that one can read in one sitting.
+
+Rotary positions, parameter-free RMSNorm (after the embedding too), QK-norm, untied embedding and head, squared ReLU,
+no biases, capped logits, zero-initialised output projections. Not in this room: how it is trained, sampled or stored.
+
+Shapes: B rows, T tokens, C width, H heads, D channels per head, V vocabulary.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nanochat.attention import attend, rotary_table, rotate
+from nanochat.chunked_loss import capped_logits, chunked_cross_entropy
+from nanochat.gpt_config import GPTConfig
+from nanochat.kv_cache import KVCache
+
+Role = Literal["matrix", "embedding", "unembedding"]
+IGNORED_TARGET = -1
+
+
+class Linear(nn.Module):
+    """A matrix without bias; its float32 weight is used in the format of what comes in."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, inputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., inputs) to (..., outputs)."""
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """x over the root of its mean square along the last axis, without weights (arXiv:1910.07467), in float32."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and normalised queries and keys."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.eps = config.norm_eps
+        self.c_q = Linear(config.n_embd, config.n_head * config.head_dim)
+        self.c_k = Linear(config.n_embd, config.n_kv_head * config.head_dim)
+        self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
+        self.c_proj = Linear(config.n_head * config.head_dim, config.n_embd)
+
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """(B, T, C) to (B, T, C); with a cache the keys and values of earlier calls are seen too."""
+        rows, tokens, _ = x.shape
+        q = self.c_q(x).view(rows, tokens, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = self.c_k(x).view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
+        v = self.c_v(x).view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
+        q, k = rms_norm(rotate(q, rotary), self.eps), rms_norm(rotate(k, rotary), self.eps)
+        if cache is None or max(cache.lengths) == 0:
+            if cache is not None:
+                cache.write(layer, k, v)
+            y = attend(q, k, v, None, causal=True)
+        else:
+            mask = cache.mask(tokens)
+            k, v = cache.write(layer, k, v)
+            y = attend(q, k, v, mask, causal=False)
+        return self.c_proj(y.transpose(1, 2).reshape(rows, tokens, -1))
+
+
+class MLP(nn.Module):
+    """Squared ReLU (Primer, arXiv:2109.08668), or with a gate SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, config.mlp_dim)
+        self.c_gate = Linear(config.n_embd, config.mlp_dim) if config.mlp == "swiglu" else None
+        self.c_proj = Linear(config.mlp_dim, config.n_embd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) to (B, T, C)."""
+        hidden = self.c_fc(x)
+        hidden = F.relu(hidden).square() if self.c_gate is None else F.silu(self.c_gate(x)) * hidden
+        return self.c_proj(hidden)
+
+
+class Block(nn.Module):
+    """One layer: attention, then the MLP, each added to the stream."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.eps = config.norm_eps
+        self.attn = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: torch.Tensor, rotary: torch.Tensor, cache: KVCache | None, layer: int) -> torch.Tensor:
+        """(B, T, C) to (B, T, C)."""
+        x = x + self.attn(rms_norm(x, self.eps), rotary, cache, layer)
+        return x + self.mlp(rms_norm(x, self.eps))
+
+
+class GPT(nn.Module):
+    """The whole model. `dtype` is the format of its matrix products and of the stream between layers."""
+
+    rotary: torch.Tensor
+
+    def __init__(self, config: GPTConfig, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.n_embd),
+                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
+            }
+        )
+        self.lm_head = Linear(config.n_embd, config.vocab_size)
+        table = rotary_table(config.sequence_len, config.head_dim, config.rope_base, self.lm_head.weight.device)
+        self.register_buffer("rotary", table, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 42) -> None:
+        """Fill every parameter: the same values for the same seed on every device.
+
+        Projections back into the stream start at zero, so every block starts as the identity; the others uniform
+        with deviation 1/sqrt(width); the head almost zero, so the first loss is ln V.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            values = torch.zeros(parameter.shape)
+            if name == "lm_head.weight":
+                values.normal_(0.0, 0.001, generator=generator)
+            elif name == "transformer.wte.weight":
+                values.normal_(0.0, 1.0, generator=generator)
+            elif not name.endswith("c_proj.weight"):
+                bound = math.sqrt(3.0 / self.config.n_embd)
+                values.uniform_(-bound, bound, generator=generator)
+            parameter.copy_(values)
+
+    def roles(self) -> dict[str, Role]:
+        """What each parameter is, by name: the optimizer treats them by their role."""
+        special: dict[str, Role] = {"transformer.wte.weight": "embedding", "lm_head.weight": "unembedding"}
+        return {name: special.get(name, "matrix") for name, _ in self.named_parameters()}
+
+    def cast_(self, dtype: torch.dtype) -> "GPT":
+        """Hold the weights themselves in `dtype`: for inference, where no master copy is needed."""
+        rotary = self.rotary
+        self.to(dtype)
+        self.rotary = rotary
+        self.dtype = dtype
+        return self
+
+    def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """Ids (B, T) to the last layer's normalised output (B, T, C). The cache, if any, takes up the new tokens."""
+        tokens = idx.size(1)
+        first = max(cache.lengths) if cache is not None else 0
+        limit = self.config.sequence_len
+        assert first + tokens <= limit, f"{first} + {tokens} tokens do not fit the context of {limit}"
+        if cache is not None:
+            cache.reserve(tokens)
+        if cache is None or first == 0:
+            rotary = self.rotary[:, :tokens]  # (2, T, D/2)
+        else:
+            rotary = self.rotary[:, cache.positions(tokens)].unsqueeze(2)  # (2, B, 1, T, D/2)
+        x = rms_norm(self.transformer["wte"](idx).to(self.dtype), self.config.norm_eps)
+        for layer, block in enumerate(self.transformer["h"]):
+            x = block(x, rotary, cache, layer)
+        if cache is not None:
+            cache.advance(tokens)
+        return rms_norm(x, self.config.norm_eps)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., C) to (..., V) in float32."""
+        return capped_logits(hidden, self.lm_head.weight, self.config.logit_softcap)
+
+    def forward(
+        self, idx: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (B, T, V) of ids (B, T); given targets (B, T), the mean loss in nats over those that are not -1.
+
+        With `weights` (B, T) the weighted sum of the losses instead. No target at all gives 0, not NaN.
+        """
+        x = self.hidden(idx)
+        if targets is None:
+            return self.logits(x)
+        flat = targets.reshape(-1)
+        counted = (flat != IGNORED_TARGET).float()
+        if weights is None:
+            weights = counted / counted.sum().clamp_min(1.0)
+        else:
+            weights = weights.reshape(-1).float() * counted
+        total, _ = chunked_cross_entropy(x.flatten(0, 1), self.lm_head.weight, flat, weights, self.config.logit_softcap)
+        return total
+
+    @torch.no_grad()
+    def token_losses(self, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """The loss (B, T) in nats of each target, 0 where it is -1."""
+        flat = targets.reshape(-1)
+        counted = (flat != IGNORED_TARGET).float()
+        x = self.hidden(idx).flatten(0, 1)
+        _, losses = chunked_cross_entropy(x, self.lm_head.weight, flat, counted, self.config.logit_softcap)
+        return (losses * counted).view_as(targets)

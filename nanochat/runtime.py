@@ -1,0 +1,168 @@
+"""The machine of one process: device, number format, rank; started and ended by a context manager.
+
+torch enters the house here. Nothing in this room knows a model.
+"""
+
+import contextlib
+import ctypes
+import os
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy
+import torch
+import torch.distributed as dist
+
+from nanochat import hardware
+from nanochat.command import UserError
+
+DEVICE_TYPES = ("cuda", "mps", "cpu")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a process runs on. `dtype` is the format of matrix products; master weights are float32 always."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    world_size: int = 1
+
+    @staticmethod
+    @contextlib.contextmanager
+    def start(
+        device_type: str = "", dtype: str = "auto", seed: int = 42, threads: int | None = None
+    ) -> Iterator["Runtime"]:
+        """Seed, take the device, join the other ranks when torchrun started us; leave them at the end.
+
+        An empty `device_type` takes cuda, else mps, else cpu. Raises UserError for what the machine does not have.
+        """
+        kind = device_type or autodetect_device_type()
+        if kind not in DEVICE_TYPES:
+            raise UserError(f"--device_type={kind} is unknown; allowed are {', '.join(DEVICE_TYPES)}")
+        if kind not in _present():
+            raise UserError(f"--device_type={kind} is not on this machine; present: {', '.join(_present())}")
+        rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in _TORCHRUN.items())
+        _seed_everything(seed)
+        if kind == "cpu":
+            torch.set_num_threads(threads or max(1, hardware.available_cores() // world_size))
+            keep_freed_memory()
+        device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
+        if kind == "cuda":
+            torch.cuda.set_device(device)
+            torch.set_float32_matmul_precision("high")
+        runtime = Runtime(device, pick_dtype(dtype, device), rank, world_size)
+        if world_size > 1:
+            backend = "nccl" if kind == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        try:
+            yield runtime
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    @property
+    def device_name(self) -> str:
+        """The name that a report gives the device."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given: without this a clock lies."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def sum_over_ranks(self, *values: float) -> list[float]:
+        """The sums over all ranks of a few numbers, in float64 (float32 on mps)."""
+        if self.world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather_objects(self, value: object) -> list[object]:
+        """Every rank's value, in the order of ranks, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[object] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def peak_memory_bytes(self) -> int:
+        """The most memory that this process has held: on the device for cuda, else resident."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return hardware.peak_memory_bytes()
+
+
+_TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+
+
+def autodetect_device_type() -> str:
+    """The best kind of device on this machine."""
+    return _present()[0]
+
+
+def _present() -> list[str]:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind in DEVICE_TYPES if there[kind]]
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The format of matrix products: `auto` is bfloat16 where the machine multiplies it fast, else float32."""
+    if name != "auto":
+        if name not in DTYPES:
+            raise UserError(f"--dtype={name} is unknown; allowed are auto, {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        fast = device.type == "cpu" and _cpu_multiplies_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """AMX or AVX512-BF16; elsewhere torch emulates bfloat16 and is slower than in float32."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return False
+    flags = next((line for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("flags")), "")
+    return bool({"amx_bf16", "avx512_bf16"} & set(flags.split()))
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: page faults on large buffers cost half of a CPU training step.
+
+    No effect where the C library is another one. Constants from glibc's malloc.h.
+    """
+    if sys.platform != "linux":
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return
+    m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
+    mallopt(m_mmap_max, 0)
+    mallopt(m_trim_threshold, 2**31 - 1)
+    mallopt(m_top_pad, 64 << 20)
