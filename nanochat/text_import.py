@@ -1,0 +1,160 @@
+"""A person's own files as documents: txt, md, jsonl, parquet, each also gzipped, and folders of them.
+
+Text that is not valid UTF-8 is repaired and counted; a file that cannot be read at all stops with its name.
+Where the documents go is not here.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from nanochat.command import UserError
+
+TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
+SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
+PIECE_CHARS = 100_000  # a longer text file becomes several documents, cut at blank lines: a book is no one document
+
+
+@dataclass
+class Imported:
+    """What an import met: documents and characters taken, empty documents left out, invalid UTF-8 replaced."""
+
+    documents: int = 0
+    characters: int = 0
+    empty: int = 0
+    replaced: int = 0
+
+
+def list_text_files(given: Sequence[Path]) -> list[Path]:
+    """The files named, and those of known kinds in the folders named (hidden ones left out), each once, in order."""
+    files: dict[Path, None] = {}
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
+            files.update(dict.fromkeys(p for p in inside if _kind(p) in SUFFIXES))
+        elif not path.exists():
+            raise UserError(f"--import {path}: no such file or folder")
+        elif _kind(path) not in SUFFIXES:
+            raise UserError(f"--import {path}: can read {', '.join(SUFFIXES)}, each also as .gz, and folders of them")
+        else:
+            files[path] = None
+    if not files:
+        raise UserError(f"no file with {', '.join(SUFFIXES)} in {', '.join(map(str, given))}")
+    return list(files)
+
+
+def import_documents(files: Iterable[Path], counts: Imported) -> Iterator[str]:
+    """Every document of `files`, counted in `counts`. Raises UserError naming the file and line that are unreadable."""
+    for path in files:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty")
+        try:
+            for text in _documents(path, counts):
+                if text.strip():
+                    counts.documents += 1
+                    counts.characters += len(text)
+                    yield text
+                else:
+                    counts.empty += 1
+        except (gzip.BadGzipFile, EOFError, zlib.error) as broken:
+            raise UserError(f"{path} cannot be unpacked: {broken}") from broken
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _kind(path: Path) -> str:
+    """The suffix that tells how to read `path`, that of gzip left out."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+
+
+def _documents(path: Path, counts: Imported) -> Iterator[str]:
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        if _kind(path) == ".parquet":
+            yield from _parquet_rows(path, file, counts)
+        elif _kind(path) == ".jsonl":
+            yield from _jsonl_rows(path, file, counts)
+        else:
+            yield from _pieces(_lines(path, file, counts))
+
+
+def _lines(path: Path, file: Iterable[bytes], counts: Imported) -> Iterator[str]:
+    """Lines as text; a byte order mark and carriage returns before line ends go, invalid UTF-8 becomes U+FFFD."""
+    for number, raw in enumerate(file):
+        if number == 0:
+            if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+                raise UserError(f"{path} is UTF-16: convert it to UTF-8 first (`iconv -f UTF-16 -t UTF-8`)")
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            line = raw.decode("utf-8", "replace")
+            counts.replaced += line.count("\ufffd") - raw.count("\ufffd".encode())
+        yield line[:-2] + "\n" if line.endswith("\r\n") else line
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """The text as one document, or from `PIECE_CHARS` on as one for each stretch that ends at a blank line."""
+    held: list[str] = []
+    size = 0
+    for line in lines:
+        held.append(line)
+        size += len(line)
+        if size >= PIECE_CHARS and (not line.strip() or size >= 2 * PIECE_CHARS):
+            yield "".join(held)
+            held, size = [], 0
+    if held:
+        yield "".join(held)
+
+
+def _jsonl_rows(path: Path, file: Iterable[bytes], counts: Imported) -> Iterator[str]:
+    for number, line in enumerate(_lines(path, file, counts), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as broken:
+            raise UserError(f"{path} line {number} is no JSON: {broken}") from broken
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+            hint = "; conversations belong to `tasks.customjson.CustomJSON`" if "messages" in there else ""
+            raise UserError(f"{path} line {number} has no field 'text' that is a string (it has {there}){hint}")
+        yield _repaired(row["text"], counts)
+
+
+def _parquet_rows(path: Path, file: BinaryIO | gzip.GzipFile, counts: Imported) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            names = table.schema_arrow.names
+            if "text" not in names:
+                raise UserError(f"{path} has no column 'text'; it has {', '.join(names)}")
+            for batch in table.iter_batches(columns=["text"], batch_size=1000):
+                # read as bytes: a column of strings may hold what is no UTF-8, and to_pylist would stop at it
+                for raw in batch.column(0).cast(pyarrow.binary()).to_pylist():
+                    yield from _lines_joined(path, raw or b"", counts)
+    except (pyarrow.ArrowException, OSError) as broken:
+        raise UserError(f"{path} is no readable parquet file: {broken}") from broken
+
+
+def _lines_joined(path: Path, raw: bytes, counts: Imported) -> Iterator[str]:
+    try:
+        yield raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = raw.decode("utf-8", "replace")
+        counts.replaced += text.count("\ufffd") - raw.count("\ufffd".encode())
+        yield text
+
+
+def _repaired(text: str, counts: Imported) -> str:
+    """`text` without the lone surrogates that JSON can spell and UTF-8 cannot."""
+    lone = sum("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else 0
+    counts.replaced += lone
+    return text.encode("utf-8", "replace").decode("utf-8") if lone else text

@@ -1,0 +1,105 @@
+"""A person's own files: every kind is read, invalid UTF-8 is counted, the unreadable is named with file and line."""
+
+import gzip
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from nanochat.command import UserError
+from nanochat.text_import import PIECE_CHARS, Imported, import_documents, list_text_files
+
+
+def read(*given: Path) -> tuple[list[str], Imported]:
+    counts = Imported()
+    return list(import_documents(list_text_files(given), counts)), counts
+
+
+def test_a_text_file_is_one_document_with_plain_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\nthree")
+    assert read(path)[0] == ["one\ntwo\nthree"]
+
+
+def test_a_long_text_file_is_cut_at_blank_lines_and_loses_nothing(tmp_path: Path) -> None:
+    text = "".join(f"chapter {i}\n{'word ' * 2000}\n\n" for i in range(60))
+    path = tmp_path / "book.md"
+    path.write_text(text, encoding="utf-8", newline="\n")
+    documents, counts = read(path)
+    assert "".join(documents) == text
+    assert len(documents) == 6
+    assert all(len(d) < PIECE_CHARS * 1.2 and d.endswith("\n\n") and d.startswith("chapter") for d in documents)
+    assert counts.documents == 6
+    assert counts.characters == len(text)
+
+
+def test_invalid_utf8_is_replaced_and_counted_but_a_real_replacement_character_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("real \ufffd, broken ".encode() + b"\xff and \xc3( here")
+    documents, counts = read(path)
+    assert documents == ["real \ufffd, broken \ufffd and \ufffd( here"]
+    assert counts.replaced == 2
+
+
+def test_jsonl_gives_a_document_a_line_and_lone_surrogates_are_repaired(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n\n{"text": "t\\ud800wo"}\n{"text": ""}\n', encoding="utf-8")
+    documents, counts = read(path)
+    assert documents == ["one", "t?wo"]
+    assert counts == Imported(documents=2, characters=7, empty=1, replaced=1)
+
+
+def test_parquet_and_gzip_are_read(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None, "b"], "other": [1, 2, 3]}), table)
+    packed = tmp_path / "x.txt.gz"
+    packed.write_bytes(gzip.compress(b"packed"))
+    documents, counts = read(table, packed)
+    assert documents == ["a", "b", "packed"]
+    assert counts.empty == 1
+
+
+def test_a_parquet_column_of_bytes_is_repaired(tmp_path: Path) -> None:
+    table = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a\xffb"], pyarrow.binary())}), table)
+    documents, counts = read(table)
+    assert documents == ["a\ufffdb"]
+    assert counts.replaced == 1
+
+
+def test_a_folder_gives_its_known_files_in_order_without_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.md", "deep/c.jsonl", ".hidden/d.txt", "e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    assert [p.name for p in list_text_files([tmp_path, tmp_path / "b.txt"])] == ["a.md", "b.txt", "c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "a.txt is empty"),
+        ("a.txt", "hello".encode("utf-16"), "a.txt is UTF-16"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl line 2 is no JSON"),
+        ("a.jsonl", b'{"content": "x"}\n', "a.jsonl line 1 has no field 'text'.*it has content"),
+        ("a.jsonl", b'{"messages": []}\n', "CustomJSON"),
+        ("a.jsonl", b"[1]\n", r"a.jsonl line 1 has no field 'text'.*it has list"),
+        ("a.txt.gz", b"not packed", "a.txt.gz cannot be unpacked"),
+        ("a.txt.gz", gzip.compress(b"text " * 1000)[:-12], "a.txt.gz cannot be unpacked"),
+        ("a.parquet", b"PAR1", "a.parquet is no readable parquet file"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read(tmp_path / name)
+
+
+def test_what_is_not_there_or_of_no_known_kind_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file or folder"):
+        list_text_files([tmp_path / "none.txt"])
+    (tmp_path / "a.pdf").touch()
+    with pytest.raises(UserError, match=r"a\.pdf: can read \.txt"):
+        list_text_files([tmp_path / "a.pdf"])
+    with pytest.raises(UserError, match=r"no file with \.txt"):
+        list_text_files([tmp_path])
