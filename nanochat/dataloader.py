@@ -241,8 +241,9 @@ class ConversationLoader:
         if index not in self._rendered:
             if len(self._rendered) > 4 * self.buffer_size:
                 self._rendered.clear()
-            ids, mask = render_conversation(self.conversations[index], self.tokenizer, max_tokens=self.tokens + 1)
-            self._rendered[index] = ids, [1] * len(ids) if self.train_on_all else mask
+            self._rendered[index] = render_conversation(
+                self.conversations[index], self.tokenizer, max_tokens=self.tokens + 1, mask_all=self.train_on_all
+            )
         return self._rendered[index]
 
 
