@@ -1,0 +1,50 @@
+"""Byte-level BPE: a trainer, an encoder and a decoder."""
+
+from collections.abc import Callable, Iterable, Mapping
+from os import PathLike
+
+GPT4_PATTERN: str
+"""The default split pattern."""
+UNICODE_VERSION: str
+"""Version of the tables that decide what is a letter, a number or white space."""
+__version__: str
+
+class Tokenizer:
+    """Starts with the 256 bytes and `GPT4_PATTERN`; threads may encode while another trains."""
+
+    def __init__(self) -> None: ...
+    @staticmethod
+    def from_ranks(
+        ranks: Iterable[tuple[bytes, int]] | Mapping[bytes, int], pattern: str | None = None
+    ) -> Tokenizer:
+        """A tokenizer of known tokens, ranks 0, 1, 2, ...; raises ValueError when a byte is missing."""
+    def train_from_iterator(
+        self,
+        iterator: Iterable[str],
+        vocab_size: int,
+        buffer_size: int = 8192,
+        pattern: str | None = None,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> None:
+        """Train until there are `vocab_size` tokens or no pair is left.
+
+        `buffer_size` texts at most wait to be counted; `progress(merges done, merges wanted)` is called now and then.
+        """
+    def get_pattern(self) -> str: ...
+    def get_mergeable_ranks(self) -> list[tuple[bytes, int]]:
+        """All tokens: the 256 bytes (rank = byte), then the merges in order."""
+    @property
+    def vocab_size(self) -> int: ...
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, equal to tiktoken's `encode_ordinary` on the same ranks and pattern."""
+    def batch_encode(self, texts: Iterable[str], num_threads: int | None = None) -> list[list[int]]:
+        """The ids of each text, by all cores or at most `num_threads`."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids; bytes that are no UTF-8 become U+FFFD. Raises ValueError on an unknown id."""
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of some ids. Raises ValueError on an unknown id."""
+
+def train_bpe(
+    input_file: str | PathLike[str], output_file: str | PathLike[str], vocab_size: int, pattern: str | None = None
+) -> Tokenizer:
+    """Train on one UTF-8 text file and write the ranks as tiktoken's text."""
