@@ -1,0 +1,89 @@
+"""Curves of a run as one PNG: what a metrics.jsonl holds, over tokens where it tells them, else over steps.
+
+Which runs there are, and where pictures go, is not here.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+# what a metrics.jsonl holds besides the curves: positions, clocks and settings
+NO_CURVES = re.compile(
+    r"steps?|.*tokens|.*seconds|.*_?ms|mfu|.*_per_second|epoch|lr|lr_.*|.*multiplier|progress|.*time"
+)
+NAMES = {
+    "loss": "training loss (nats per token)",
+    "val_bpb": "validation (bits per byte)",
+    "reward": "mean reward",
+    "pass_at_1": "pass@1",
+}
+MOST_CURVES = 6
+SMOOTHED_FROM = 60  # points from which a running mean is drawn over the raw values
+
+
+def curves(metrics: Sequence[Mapping[str, object]]) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
+    """The name of x ("tokens" or "step"), and for every curve its xs and ys; known curves come first."""
+    over = "tokens" if any(_number(record.get("tokens")) is not None for record in metrics) else "step"
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for record in metrics:
+        x = _number(record.get(over))
+        for key, value in record.items():
+            y = _number(value)
+            if x is not None and y is not None and not NO_CURVES.fullmatch(key):
+                xs, ys = found.setdefault(key, ([], []))
+                xs.append(x)
+                ys.append(y)
+    first = [key for key in NAMES if key in found]
+    return over, {key: found[key] for key in [*first, *(key for key in found if key not in first)]}
+
+
+def _number(value: object) -> float | None:
+    """`value` if it is a finite number (a bool is none)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def running_mean(ys: Sequence[float], decay: float = 0.95) -> list[float]:
+    """The exponential mean of what was seen so far, corrected for its start at nothing."""
+    mean, weight, smooth = 0.0, 0.0, []
+    for y in ys:
+        mean, weight = decay * mean + (1 - decay) * y, decay * weight + (1 - decay)
+        smooth.append(mean / weight)
+    return smooth
+
+
+def draw_curves(metrics: Sequence[Mapping[str, object]], title: str, path: Path) -> bool:
+    """Draw the curves side by side as a PNG; whether there was anything to draw."""
+    over, found = curves(metrics)
+    drawn = list(found.items())[:MOST_CURVES]
+    if not drawn:
+        return False
+    # Figure without pyplot: no global state, no window, no choice of backend
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    columns = min(len(drawn), 2)
+    rows = -(-len(drawn) // columns)
+    figure = Figure(figsize=(5.2 * columns, 3.2 * rows + 0.4), dpi=120, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    for place, (key, (xs, ys)) in enumerate(drawn, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        many = len(ys) >= SMOOTHED_FROM
+        axes.plot(xs, ys, color="#a9c3e2" if many else "#1f4e8c", marker="" if many else "o", markersize=4)
+        if many:
+            axes.plot(xs, running_mean(ys), color="#1f4e8c", linewidth=2)
+        axes.set_title(NAMES.get(key, key.replace("_", " ")), fontsize=10)
+        axes.set_xlabel(over)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=over == "step"))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.grid(alpha=0.3)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        canvas.print_png(file)
+    part.replace(path)
+    return True
