@@ -16,7 +16,6 @@ NAMES = {
     "loss": "training loss (nats per token)",
     "val_bpb": "validation (bits per byte)",
     "reward": "mean reward",
-    "pass_at_1": "pass@1",
 }
 MOST_CURVES = 6
 SMOOTHED_FROM = 60  # points from which a running mean is drawn over the raw values
@@ -45,7 +44,7 @@ def _number(value: object) -> float | None:
     return float(value)
 
 
-def running_mean(ys: Sequence[float], decay: float = 0.95) -> list[float]:
+def running_mean(ys: Sequence[float], decay: float = 0.9) -> list[float]:
     """The exponential mean of what was seen so far, corrected for its start at nothing."""
     mean, weight, smooth = 0.0, 0.0, []
     for y in ys:
@@ -76,7 +75,7 @@ def draw_curves(metrics: Sequence[Mapping[str, object]], title: str, path: Path)
         axes.plot(xs, ys, color="#a9c3e2" if many else "#1f4e8c", marker="" if many else "o", markersize=4)
         if many:
             axes.plot(xs, running_mean(ys), color="#1f4e8c", linewidth=2)
-        axes.set_title(NAMES.get(key, key.replace("_", " ")), fontsize=10)
+        axes.set_title(NAMES.get(key, key.replace("_at_", "@").replace("_", " ")), fontsize=10)
         axes.set_xlabel(over)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=over == "step"))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

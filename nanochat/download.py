@@ -80,10 +80,10 @@ def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_byte
     try:
         with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as response:
             total, announced = _receive(url, response, part, have, on_bytes)
-    except (httpx.TransportError, httpx.TooManyRedirects) as failure:
-        raise UnfinishedError(str(failure) or type(failure).__name__) from failure
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as mistake:
         raise UserError(f"{url} is no address to download from: {mistake}") from mistake
+    except (httpx.TransportError, httpx.TooManyRedirects) as failure:
+        raise UnfinishedError(str(failure) or type(failure).__name__) from failure
     got = part.stat().st_size
     for expected in (size, total):
         if expected is not None and got != expected:
