@@ -1,0 +1,1 @@
+"""The server's room: `app` (routes), `protocol` (shapes), `pool` (one engine per device) and the `page/`."""
