@@ -247,6 +247,14 @@ class ConversationLoader:
         return self._rendered[index]
 
 
+def one_epoch(loader: DocumentLoader | ConversationLoader, batches: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """At most `batches` batches of a fresh loader, at least one, and none of a second epoch."""
+    for _ in range(batches):
+        yield next(loader)
+        if loader.epoch > 0:
+            return
+
+
 def mean_tokens(conversations: Conversations, tokenizer: RustBPETokenizer, tokens: int, samples: int = 200) -> float:
     """The mean length in tokens of a conversation cropped to a row, from evenly spaced samples."""
     step = max(1, len(conversations) // samples)

@@ -100,6 +100,17 @@ def read_row_group(path: Path, index: int) -> list[str]:
         return [text or "" for text in column.to_pylist()]
 
 
+def text_bytes(split: Split, source: str | None = None) -> int:
+    """Bytes of text in a split before compression, from the shards' footers alone."""
+    total = 0
+    for path in split_files(split, source):
+        with _open(path) as file:
+            column = file.schema_arrow.names.index("text")
+            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+            total += sum(group.column(column).total_uncompressed_size for group in groups)
+    return total
+
+
 def iterate_documents(split: Split, source: str | None = None) -> Iterator[str]:
     """Every document of a split, in order."""
     for path in split_files(split, source):

@@ -159,7 +159,7 @@ class Engine:
 
     @torch.no_grad()
     def _prefill(self, prompts: Sequence[list[int]], num_samples: int) -> tuple[torch.Tensor, KVCache]:
-        """Read every prompt once, all together, padded on the right where nothing looks; logits (rows, V) of each end."""
+        """Read every prompt once, padded on the right where nothing looks; logits (rows, V) at each end."""
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
         device = self.model.device

@@ -1,13 +1,13 @@
 """How well a model predicts: mean loss per token, and bits per byte, which no vocabulary can flatter."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy
 import torch
 
-from nanochat.gpt import IGNORED_TARGET, GPT
+from nanochat.gpt import GPT, IGNORED_TARGET
 from nanochat.runtime import Runtime
 
 
@@ -22,13 +22,12 @@ class LossResult:
 
 def evaluate_loss(
     model: GPT,
-    batches: Iterator[tuple[torch.Tensor, torch.Tensor]],
-    steps: int,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
     token_bytes: numpy.ndarray,
     runtime: Runtime,
     on_progress: Callable[[], object] = lambda: None,
 ) -> LossResult:
-    """Mean loss and bits per byte over `steps` batches per rank; targets of -1 do not count.
+    """Mean loss and bits per byte over `batches`, of all ranks; targets of -1 do not count.
 
     `token_bytes` (V,) is each id's length in bytes; ids of length 0, the control tokens, count neither way in bpb.
     """
@@ -36,8 +35,7 @@ def evaluate_loss(
     was_training = model.training
     model.eval()
     nats = counted = text_nats = text_bytes = 0.0
-    for _ in range(steps):
-        inputs, targets = next(batches)
+    for inputs, targets in batches:
         losses = model.token_losses(inputs, targets)  # (B, T)
         size = torch.where(targets == IGNORED_TARGET, 0, lengths[targets.clamp_min(0)])
         nats += float(losses.sum(dtype=torch.float32))

@@ -1,6 +1,7 @@
 """From what a person typed to what will happen: steps, batches, rates. Pure arithmetic, printed once and stored."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 from nanochat.command import UserError
 from nanochat.gpt_config import GPTConfig
@@ -106,4 +107,33 @@ def plan_training(
         weight_decay=weight_decay,
         warmup_iters=warmup_iters,
         warmdown_ratio=warmdown_ratio,
+    )
+
+
+def plan_finetuning(
+    config: GPTConfig,
+    pretraining: Mapping[str, int | float],
+    *,
+    device_batch_size: int,
+    world_size: int,
+    total_batch_size: int | None,
+    num_iterations: int,
+    init_lr_frac: float,
+    warmdown_ratio: float,
+) -> TrainPlan:
+    """The plan of a later stage: rates are `init_lr_frac` of those in the pretraining's plan, and so is the batch."""
+    if not 0 < init_lr_frac <= 10:
+        raise UserError(
+            f"--init_lr_frac is a factor on pretraining's rates, above 0 and at most 10; got {init_lr_frac}"
+        )
+    micro_batch = device_batch_size * config.sequence_len * world_size
+    if total_batch_size is None:
+        total_batch_size = max(1, round(pretraining["total_batch_size"] / micro_batch)) * micro_batch
+    plan = plan_training(
+        config, device_batch_size=device_batch_size, world_size=world_size, total_batch_size=total_batch_size,
+        num_iterations=num_iterations, target_param_data_ratio=0.0, matrix_lr=0.0, embedding_lr=0.0,
+        unembedding_lr=0.0, weight_decay=pretraining["weight_decay"], warmdown_ratio=warmdown_ratio,
+    )  # fmt: skip
+    return replace(
+        plan, **{name: pretraining[name] * init_lr_frac for name in ("matrix_lr", "embedding_lr", "unembedding_lr")}
     )

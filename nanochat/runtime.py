@@ -152,6 +152,34 @@ def _seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def random_states(runtime: Runtime) -> dict[str, object]:
+    """The states of the global generators, as values that JSON can hold."""
+    version, words, gauss = random.getstate()
+    states: dict[str, object] = {
+        "python": [version, list(words), gauss],
+        "torch": torch.get_rng_state().numpy().tobytes().hex(),
+    }
+    if runtime.device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(runtime.device).numpy().tobytes().hex()
+    return states
+
+
+def restore_random_states(states: dict[str, object], runtime: Runtime) -> None:
+    """Set the global generators to what `random_states` gave."""
+    python_state = states["python"]
+    assert isinstance(python_state, list), f"no state of Python's generator but {python_state!r}"
+    version, words, gauss = python_state
+    random.setstate((version, tuple(words), gauss))
+    torch.set_rng_state(_bytes_tensor(states["torch"]))
+    if runtime.device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(_bytes_tensor(states["cuda"]), runtime.device)
+
+
+def _bytes_tensor(hexadecimal: object) -> torch.Tensor:
+    assert isinstance(hexadecimal, str), f"expected bytes in hexadecimal, got {hexadecimal!r}"
+    return torch.frombuffer(bytearray.fromhex(hexadecimal), dtype=torch.uint8)
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory: page faults on large buffers cost half of a CPU training step.
 

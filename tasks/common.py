@@ -92,8 +92,8 @@ class TaskMixture(Task):
 class TaskSequence(Task):
     """Several tasks one after another: a curriculum."""
 
-    def __init__(self, tasks: Sequence[Task]):
-        super().__init__()
+    def __init__(self, tasks: Sequence[Task], start: int = 0, stop: int | None = None, step: int = 1):
+        super().__init__(start, stop, step)
         self.tasks = list(tasks)
 
     def num_examples(self) -> int:

@@ -1,0 +1,178 @@
+"""Pretrain a model from nothing on documents.
+
+python -m scripts.base_train --depth=4 --max_seq_len=512 --device_batch_size=1 --num_iterations=100
+torchrun --standalone --nproc_per_node=8 -m scripts.base_train --depth=20
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from nanochat.tokenizer import get_tokenizer
+
+from nanochat import command, dataset, report
+from nanochat.checkpoint_manager import build_model, find_checkpoint
+from nanochat.core_eval import core_metric, evaluate_core_task, read_bundle, read_rows
+from nanochat.dataloader import DocumentLoader
+from nanochat.engine import Engine
+from nanochat.gpt_config import config_for_depth
+from nanochat.log import print0, progress
+from nanochat.optim import MuonAdamW, Rates
+from nanochat.paths import core_dir
+from nanochat.plan import plan_training
+from nanochat.runtime import Runtime
+from nanochat.schedule import lr_multiplier, muon_momentum
+from nanochat.training import CompileMode, Progress, Run, Validation, accumulate, compiled, due
+
+SAMPLE_PROMPTS = (
+    "The capital of France is",
+    "The opposite of hot is",
+    "If yesterday was Friday, then tomorrow will be",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Flags of base_train."""
+
+    depth: int = 20
+    """Layers; the width is 64 x depth."""
+    max_seq_len: int = 2048
+    """Tokens per row, the model's context."""
+    head_dim: int | None = None
+    """Channels per head; unset: 128 where that leaves at least four heads, else 64."""
+    arch: Literal["default", "portable"] = "default"
+    """default: NanoChatForCausalLM's architecture. portable: SwiGLU without softcap, as Qwen3's code computes it."""
+    device_batch_size: int = 32
+    """Rows per micro-batch and rank; less when memory runs out."""
+    total_batch_size: int | None = None
+    """Tokens per step over all ranks; unset: chosen by depth."""
+    num_iterations: int | None = None
+    """Steps; unset: from target_param_data_ratio."""
+    target_param_data_ratio: float = 20.0
+    """Tokens per parameter."""
+    matrix_lr: float = 0.02
+    """Muon's rate."""
+    embedding_lr: float = 0.2
+    """AdamW's rate for the embedding at width 768."""
+    unembedding_lr: float = 0.004
+    """AdamW's rate for the head at width 768."""
+    weight_decay: float = 0.0
+    """Decay of all weights per step and unit of rate."""
+    warmup_iters: int = 0
+    """Steps in which the rate rises."""
+    warmdown_ratio: float = 0.4
+    """Share of the steps in which the rate falls to zero."""
+    eval_every: int = 250
+    """Steps between measurements of validation bpb; 0: never."""
+    eval_tokens: int = 20 * 524_288
+    """Tokens of such a measurement, at most."""
+    core_every: int = 2000
+    """Steps between CORE measurements where a bundle is there; 0: never."""
+    core_max_rows: int = 500
+    """Rows per CORE task in these."""
+    sample_every: int = 2000
+    """Steps between printed samples; 0: never."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    resume_from_step: int | None = None
+    """Go on from this step's checkpoint."""
+    model_tag: str | None = None
+    """Name of the model's folder; unset: d<depth>."""
+    data: str | None = None
+    """Source of text under the base directory; unset: fineweb-edu, or the only one there."""
+    run: str = "dummy"
+    """Name of the wandb run; dummy: no wandb."""
+    device_type: str = ""
+    """cuda, mps or cpu; empty: the best there is."""
+    dtype: str = "auto"
+    """Format of matrix products: auto, bfloat16 or float32."""
+    compile: CompileMode = "auto"
+    """torch.compile; auto: not on CPU for less than two minutes of training."""
+    seed: int = 42
+    """Of weights and data order."""
+    dry_run: bool = False
+    """Print the plan and end."""
+
+
+def main(config: Config) -> None:
+    """Plan, build, loop, save."""
+    with Runtime.start(config.device_type, config.dtype, config.seed) as runtime:
+        tokenizer = get_tokenizer()
+        source = config.data or dataset.default_source()
+        tag = config.model_tag or f"d{config.depth}"
+        model_config = config_for_depth(
+            config.depth, tokenizer.get_vocab_size(), config.max_seq_len, config.head_dim, config.arch
+        )
+        plan = plan_training(
+            model_config, device_batch_size=config.device_batch_size, world_size=runtime.world_size,
+            total_batch_size=config.total_batch_size, num_iterations=config.num_iterations,
+            target_param_data_ratio=config.target_param_data_ratio, matrix_lr=config.matrix_lr,
+            embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr, weight_decay=config.weight_decay,
+            warmup_iters=config.warmup_iters, warmdown_ratio=config.warmdown_ratio,
+        )  # fmt: skip
+        print0(f"base_train {tag}: {config.depth} layers, width {model_config.n_embd}, {model_config.n_head} heads, "
+               f"vocabulary {model_config.vocab_size:,}, text from {source!r}, "
+               f"on {runtime.device_name} in {str(runtime.dtype).removeprefix('torch.')}\n{plan}")  # fmt: skip
+        if config.dry_run:
+            return
+
+        # model, optimizer, data
+        model = build_model(model_config, runtime)
+        model.init_weights(config.seed)
+        compiled(model, config.compile, plan, runtime)
+        rates = Rates(plan.matrix_lr, plan.embedding_lr, plan.unembedding_lr, plan.weight_decay)
+        optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), rates, runtime)
+        loader = DocumentLoader(
+            tokenizer, plan.device_batch_size, plan.sequence_len, runtime, "train", source, seed=config.seed
+        )
+        validation = Validation(config.eval_tokens, plan, tokenizer, source, runtime)
+        run = Run("base", tag, plan, runtime, model, optimizer, loader, Progress.of(plan, runtime), source)
+        if config.resume_from_step is not None:
+            run.resume(find_checkpoint("base", tag, config.resume_from_step))
+        engine = Engine(model, tokenizer)
+        val_bpb = float("nan")
+
+        with run.open_metrics(config.run) as metrics:
+            while True:
+                step = run.progress.step
+                if due(step, config.eval_every, plan.num_iterations):
+                    val_bpb = validation.measure(model).bpb
+                    metrics.log({"step": step, "tokens": step * plan.total_batch_size, "val_bpb": val_bpb})
+                    print0(f"step {step:05d} | validation {val_bpb:.4f} bits per byte")
+                if due(step, config.core_every, plan.num_iterations) and (core_dir() / "core.yaml").is_file():
+                    results = [
+                        evaluate_core_task(model, tokenizer, task, read_rows(task.path), runtime, config.core_max_rows)
+                        for task in progress(read_bundle(core_dir()), label="CORE", unit="task")
+                    ]
+                    metrics.log({"step": step, "core": core_metric(results)})
+                    print0(f"step {step:05d} | CORE {core_metric(results):.4f}")
+                if due(step, config.sample_every, plan.num_iterations) and runtime.is_main:
+                    for prompt in SAMPLE_PROMPTS:
+                        ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(prompt)]
+                        [(sampled, _)] = engine.generate_batch([ids], max_tokens=16, temperature=0)
+                        print0(f"  {tokenizer.decode(ids[1:] + sampled)!r}")
+                if due(step, config.save_every, plan.num_iterations) or step == plan.num_iterations:
+                    run.save({"config": asdict(config), "val_bpb": val_bpb})
+                if step >= plan.num_iterations:
+                    break
+
+                run.progress.begin(runtime)
+                loss = accumulate(model, loader, plan.grad_accum_steps, runtime)
+                multiplier = lr_multiplier(step, plan.num_iterations, plan.warmup_iters, plan.warmdown_ratio)
+                optimizer.step(multiplier, muon_momentum(step))
+                optimizer.zero_grad()
+                record = run.progress.end(loss, multiplier, runtime)
+                metrics.log(record)
+                print0(run.progress.line(record))
+
+        if runtime.is_main:
+            facts = {**plan.to_dict(), "depth": config.depth, "data": source, "device": runtime.device_name,
+                     "final_loss": run.progress.smooth_loss, "val_bpb": val_bpb,
+                     "train_seconds": run.progress.train_seconds,
+                     "peak_memory_bytes": runtime.peak_memory_bytes()}  # fmt: skip
+            report.add_section("base_train", facts, metrics=run.metrics_path)
+        print0(f"saved {run.folder}/step_{run.progress.step:06d}; next: python -m scripts.base_loss, then mid_train")
+
+
+if __name__ == "__main__":
+    command.run(main, Config)
