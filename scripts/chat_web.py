@@ -56,8 +56,9 @@ def main(config: Config) -> None:
     """Take the port, load one model per device, serve until Ctrl-C."""
     check(config)
     if config.dry_run:
+        what = config.source or "sft, else mid"
         print(
-            f"would serve the {config.source or 'sft, else mid'} checkpoint on http://{config.host}:{config.port}, {config.num_gpus} engine(s)"
+            f"would serve the {what} checkpoint at {address(config.host, config.port)} by {config.num_gpus} engine(s)"
         )
         return
     with take_port(config.host, config.port) as listening:

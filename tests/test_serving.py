@@ -293,7 +293,8 @@ def test_a_client_that_goes_away_stops_its_generation(stream: bool):
     engine = FakeEngine(answer=endless, context_len=10**9, before_piece=lambda: threading.Event().wait(0.001))
     app = create_app(Pool([engine]), FakeTokenizer(), limits=Limits(max_tokens=10**8))
     body = json.dumps({"messages": HELLO, "stream": stream, "max_tokens": 10**8}).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
+    head += f"\r\nContent-Length: {len(body)}"
     with live_server(app) as url:
         with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
             connection.sendall(f"{head}\r\n\r\n".encode() + body)
