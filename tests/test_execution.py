@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nanochat.execution import FILE_BYTES, execute_code
+from nanochat.execution import FILE_BYTES, VERDICT_BYTES, _Capture, execute_code
 
 posix = pytest.mark.skipif(os.name != "posix", reason="limits by the system need POSIX")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -143,6 +143,17 @@ def test_output_is_capped_while_it_is_read() -> None:
     assert result.truncated
     assert result.stdout == ("x" * 9999 + "\n") * 6 + "x" * (65536 - 60000)
     assert result.stderr == "y" * 65536
+
+
+def test_what_is_not_kept_takes_no_memory() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as pipe, ThreadPoolExecutor(1) as pool:
+        capture = _Capture(pipe, cap=100)
+        done = pool.submit(capture.run)
+        with os.fdopen(writing, "wb") as output:
+            output.write(b"a" * 100 + b"b" * 1_000_000 + b"c" * VERDICT_BYTES)
+        done.result()
+    assert capture.content() == b"a" * 100 + b"c" * VERDICT_BYTES
 
 
 def test_it_runs_in_an_empty_folder_without_our_environment(monkeypatch: pytest.MonkeyPatch) -> None:
