@@ -33,6 +33,8 @@ class Tokenizer:
     def get_pattern(self) -> str: ...
     def get_mergeable_ranks(self) -> list[tuple[bytes, int]]:
         """All tokens: the 256 bytes (rank = byte), then the merges in order."""
+    def get_merges(self) -> list[tuple[bytes, bytes]]:
+        """The pairs of tokens that merge, in order: for formats that list merges instead of ranks."""
     @property
     def vocab_size(self) -> int: ...
     def encode(self, text: str) -> list[int]:

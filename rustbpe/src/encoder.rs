@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::Error;
 use crate::split::Splitter;
+use crate::trainer::Pair;
 use crate::vocabulary::{NONE, Vocabulary};
 
 /// Words up to this many bytes are merged by looking for the lowest rank again and again; longer ones by a heap.
@@ -74,11 +75,25 @@ impl Encoder {
         Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
 
+    /// The two tokens that each longer token is merged from, by rank. A token that merging never reaches has none.
+    ///
+    /// A token's parts are what lower ranks alone make of its bytes.
+    pub fn merges(&self) -> Vec<Pair> {
+        let mut scratch = Scratch::default();
+        let tokens = (0..).zip(self.vocabulary.tokens()).filter(|(_, token)| token.len() > 1);
+        tokens
+            .filter_map(|(id, token)| match *scratch.merge_by_scan(&self.vocabulary, token, id) {
+                [left, right] => Some((left, right)),
+                _ => None,
+            })
+            .collect()
+    }
+
     fn encode_word(&self, word: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
         if let Some(id) = self.vocabulary.id(word) {
             ids.push(id);
         } else if word.len() <= SCAN_BYTES {
-            scratch.merge_by_scan(&self.vocabulary, word, ids);
+            ids.extend_from_slice(scratch.merge_by_scan(&self.vocabulary, word, NONE));
         } else {
             scratch.merge_by_heap(&self.vocabulary, word, ids);
         }
@@ -106,18 +121,18 @@ impl Scratch {
         self.ranks.push(NONE);
     }
 
-    /// Merge the leftmost pair of the lowest rank until none is left. Quadratic in the word's length.
-    fn merge_by_scan(&mut self, vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
+    /// Merge the leftmost pair of the lowest rank until none below `limit` is left. Quadratic in the word's length.
+    fn merge_by_scan(&mut self, vocabulary: &Vocabulary, word: &[u8], limit: u32) -> &[u32] {
         self.start(vocabulary, word);
         let Self { ids, ranks, .. } = self;
         loop {
-            let (mut best, mut rank) = (0, NONE);
+            let (mut best, mut rank) = (0, limit);
             for (i, &r) in ranks.iter().enumerate() {
                 if r < rank {
                     (best, rank) = (i, r);
                 }
             }
-            if rank == NONE {
+            if rank == limit {
                 break;
             }
             ids[best] = rank;
@@ -128,7 +143,7 @@ impl Scratch {
                 ranks[best - 1] = vocabulary.merged(ids[best - 1], rank);
             }
         }
-        out.extend_from_slice(ids);
+        ids
     }
 
     /// The same with a heap of pairs and linked positions: near linear, so that a word of a megabyte is no attack.
@@ -190,11 +205,18 @@ mod tests {
                     b"aaabc"[(seed >> 16) as usize % 5]
                 })
                 .collect();
-            let (mut by_scan, mut by_heap) = (Vec::new(), Vec::new());
-            Scratch::default().merge_by_scan(&encoder.vocabulary, &word, &mut by_scan);
+            let mut by_heap = Vec::new();
             Scratch::default().merge_by_heap(&encoder.vocabulary, &word, &mut by_heap);
+            let mut scratch = Scratch::default();
+            let by_scan = scratch.merge_by_scan(&encoder.vocabulary, &word, NONE);
             assert_eq!(by_scan, by_heap, "{}", String::from_utf8_lossy(&word));
         }
+    }
+
+    #[test]
+    fn merges_are_found_again() {
+        let merges = [(97, 97), (97, 98), (98, 256), (256, 256), (257, 256), (99, 98), (259, 259), (261, 257)];
+        assert_eq!(encoder(&merges).merges(), merges);
     }
 
     #[test]

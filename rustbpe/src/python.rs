@@ -22,8 +22,10 @@ impl From<Error> for PyErr {
     fn from(error: Error) -> Self {
         match &error {
             Error::Io { path, source } => {
-                let number = source.raw_os_error();
-                PyOSError::new_err((number, source.to_string(), path.to_string_lossy().into_owned()))
+                // Python says the number itself; Rust's text has it in brackets at the end.
+                let text = source.to_string();
+                let reason = text.split(" (os error").next().unwrap_or(&text).to_owned();
+                PyOSError::new_err((source.raw_os_error(), reason, path.to_string_lossy().into_owned()))
             }
             _ => PyValueError::new_err(error.to_string()),
         }
@@ -100,16 +102,16 @@ impl Tokenizer {
     /// All tokens as (bytes, rank): the 256 bytes, then the merges in order.
     fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
         let encoder = self.encoder();
-        PyList::new(
-            py,
-            encoder
-                .vocabulary()
-                .tokens()
-                .map(|token| PyBytes::new(py, token))
-                .enumerate()
-                .map(|(i, t)| (t, i))
-                .collect::<Vec<_>>(),
-        )
+        let tokens: Vec<_> = encoder.vocabulary().tokens().map(|token| PyBytes::new(py, token)).collect();
+        PyList::new(py, tokens.into_iter().zip(0_u32..))
+    }
+
+    /// The pairs of tokens that merge, in order: for formats that list merges instead of ranks.
+    fn get_merges<'py>(&self, py: Python<'py>) -> PyResult<Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)>> {
+        let encoder = self.encoder();
+        let bytes = |id: u32| PyResult::Ok(PyBytes::new(py, encoder.vocabulary().token(i64::from(id))?));
+        let merges = py.detach(|| encoder.merges());
+        merges.into_iter().map(|(left, right)| Ok((bytes(left)?, bytes(right)?))).collect()
     }
 
     /// Number of tokens.

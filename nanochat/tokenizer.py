@@ -1,0 +1,371 @@
+"""Text <-> ids: a byte-level BPE vocabulary with nine control tokens, trained, kept on disk, loaded.
+
+The work is done by our Rust crate `rustbpe`. On disk stands `tokenizer.json`, a valid Hugging Face file, beside
+`meta.json` (pattern, Unicode version, hash, bytes per token). Which control token stands where in a conversation is
+`chat_format`'s; here they are names with ids that no text can spell.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, overload
+
+from nanochat import chat_format, paths
+from nanochat.command import UserError
+from nanochat.conversation import Conversation
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tiktoken
+    from numpy.typing import NDArray
+
+    import rustbpe
+
+SPECIAL_TOKENS = [
+    "<|bos|>",
+    "<|user_start|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|assistant_end|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<|output_start|>",
+    "<|output_end|>",
+]
+
+# GPT-4's pattern with at most two digits a token instead of three: a small vocabulary has no thousand slots to spare
+# for numbers. `?+` and `++` never give back what they took, which every engine that we feed understands alike.
+SPLIT_PATTERN = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+
+TRAIN_COMMAND = "`python -m scripts.tok_train`"
+
+
+class TiktokenParameters(TypedDict):
+    """What `tiktoken.Encoding` takes."""
+
+    name: str
+    pat_str: str
+    mergeable_ranks: dict[bytes, int]
+    special_tokens: dict[str, int]
+
+
+class RustBPETokenizer:
+    """A vocabulary of byte strings, and after them the special tokens, which only `encode_special` gives."""
+
+    def __init__(self, bpe: "rustbpe.Tokenizer", special_tokens: Sequence[str] = SPECIAL_TOKENS):
+        self._bpe = bpe
+        self._specials = {name: bpe.vocab_size + i for i, name in enumerate(special_tokens)}
+        self._ranks = [token for token, _ in bpe.get_mergeable_ranks()]
+
+    # --- make, keep, load ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def train_from_iterator(
+        cls, iterator: Iterable[str], vocab_size: int, progress: Callable[[int, int], object] | None = None
+    ) -> "RustBPETokenizer":
+        """Train on texts; `vocab_size` counts the special tokens too, whose ids come last.
+
+        A corpus that has no more pairs ends with fewer tokens. `progress(merges done, merges wanted)` is called now
+        and then. Raises UserError when the size leaves no room for the 256 bytes.
+        """
+        smallest = 256 + len(SPECIAL_TOKENS)
+        if vocab_size < smallest:
+            raise UserError(f"vocab_size must be at least {smallest} (256 bytes, special tokens), got {vocab_size}")
+        bpe = _engine()()
+        size = vocab_size - len(SPECIAL_TOKENS)
+        bpe.train_from_iterator(iterator, size, pattern=SPLIT_PATTERN, progress=progress)
+        return cls(bpe)
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> "RustBPETokenizer":
+        """Load what `save` wrote. Raises UserError when a file is missing, damaged, changed or foreign."""
+        directory = Path(directory)
+        plain, meta = _read(directory / "tokenizer.json"), _read(directory / "meta.json")
+        path = directory / "tokenizer.json"
+        stored = _json(meta, directory / "meta.json")
+        if stored.get("sha256") != hashlib.sha256(plain).hexdigest():
+            raise UserError(f"{path} is not the file that meta.json was written for: train again with {TRAIN_COMMAND}")
+        try:
+            tokenizer = cls._from_json(_json(plain, path), stored)
+        except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+            raise UserError(f"{path} is no tokenizer of nanochat ({wrong}): train one with {TRAIN_COMMAND}") from wrong
+        from rustbpe import UNICODE_VERSION
+
+        if (made_with := stored.get("unicode_version")) != UNICODE_VERSION:
+            message = f"{path} was made with Unicode {made_with}, this build has {UNICODE_VERSION}"
+            warnings.warn(f"{message}: texts with very new letters may split differently", stacklevel=2)
+        return tokenizer
+
+    @classmethod
+    def _from_json(cls, stored: Mapping[str, object], meta: Mapping[str, object]) -> "RustBPETokenizer":
+        model, added, pattern = stored["model"], stored["added_tokens"], meta["pattern"]
+        if not isinstance(model, dict) or not isinstance(added, list) or not isinstance(pattern, str):
+            raise ValueError("the model, its added tokens or its pattern are missing")
+        bytes_of = {ord(character): byte for byte, character in enumerate(byte_alphabet())}
+        ranks = {text.translate(bytes_of).encode("latin-1"): rank for text, rank in model["vocab"].items()}
+        tokenizer = cls(_engine().from_ranks(ranks, pattern), [token["content"] for token in added])
+        if [token["id"] for token in added] != list(tokenizer._specials.values()):
+            raise ValueError("the special tokens do not follow the others")
+        if meta["token_bytes"] != tokenizer.token_bytes():
+            raise ValueError("the bytes per token in meta.json are not those of its tokens")
+        return tokenizer
+
+    @classmethod
+    def from_tiktoken_file(
+        cls, path: str | Path, pattern: str = SPLIT_PATTERN, special_tokens: Sequence[str] = SPECIAL_TOKENS
+    ) -> "RustBPETokenizer":
+        """Load tiktoken's text (a line is a token in base64 and its rank); the pattern is not in such a file."""
+        ranks = []
+        for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+            try:
+                token, rank = line.split()
+                ranks.append((base64.b64decode(token, validate=True), int(rank)))
+            except (ValueError, binascii.Error) as wrong:
+                shown = line[:40].decode("utf-8", "replace")
+                raise UserError(
+                    f"{path} line {number}: expected a token in base64 and its rank, got {shown!r}"
+                ) from wrong
+        try:
+            return cls(_engine().from_ranks(ranks, pattern), special_tokens)
+        except (ValueError, OverflowError) as wrong:
+            raise UserError(f"{path} cannot be used: {wrong}") from wrong
+
+    def save(self, directory: str | Path) -> None:
+        """Write `tokenizer.json` and `meta.json`, each whole."""
+        from rustbpe import UNICODE_VERSION
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        plain = json.dumps(self._to_json(), ensure_ascii=False).encode()
+        meta = {
+            "pattern": self._bpe.get_pattern(),
+            "unicode_version": UNICODE_VERSION,
+            "sha256": hashlib.sha256(plain).hexdigest(),
+            "token_bytes": self.token_bytes(),
+        }
+        _write(directory / "tokenizer.json", plain)
+        _write(directory / "meta.json", json.dumps(meta).encode())
+
+    def save_tiktoken_file(self, path: str | Path) -> None:
+        """Write the ranks as tiktoken's text, without pattern and special tokens."""
+        lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._ranks)]
+        _write(Path(path), "".join(lines).encode())
+
+    def _to_json(self) -> dict[str, object]:
+        alphabet = dict(enumerate(byte_alphabet()))
+
+        def text(token: bytes) -> str:
+            return token.decode("latin-1").translate(alphabet)
+
+        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        split = {
+            "type": "Split",
+            "pattern": {"Regex": self._bpe.get_pattern()},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        return {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [{"id": i, "content": name, **flags} for name, i in self._specials.items()],
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+            "post_processor": None,
+            "decoder": byte_level,
+            "model": {
+                "type": "BPE",
+                "dropout": None,
+                "unk_token": None,
+                "continuing_subword_prefix": None,
+                "end_of_word_suffix": None,
+                "fuse_unk": False,
+                "byte_fallback": False,
+                "ignore_merges": True,
+                "vocab": {text(token): rank for rank, token in enumerate(self._ranks)},
+                "merges": [[text(left), text(right)] for left, right in self._bpe.get_merges()],
+            },
+        }
+
+    def tiktoken_parameters(self, name: str = "nanochat") -> TiktokenParameters:
+        """What `tiktoken.Encoding` needs to give the same ids."""
+        ranks = {token: rank for rank, token in enumerate(self._ranks)}
+        pattern = self._bpe.get_pattern()
+        return {"name": name, "pat_str": pattern, "mergeable_ranks": ranks, "special_tokens": dict(self._specials)}
+
+    def to_tiktoken(self, name: str = "nanochat") -> "tiktoken.Encoding":
+        """The same vocabulary as a tiktoken encoding."""
+        import tiktoken
+
+        return tiktoken.Encoding(**self.tiktoken_parameters(name))
+
+    # --- the vocabulary -----------------------------------------------------------------------------------------------
+
+    def get_vocab_size(self) -> int:
+        """Number of ids, special tokens included."""
+        return len(self._ranks) + len(self._specials)
+
+    def get_special_tokens(self) -> set[str]:
+        """The names of the special tokens."""
+        return set(self._specials)
+
+    def encode_special(self, name: str) -> int:
+        """The id of a special token. Raises UserError for a name that is none."""
+        if name not in self._specials:
+            raise UserError(f"no special token is called {name!r}; there are {', '.join(self._specials)}")
+        return self._specials[name]
+
+    def get_bos_token_id(self) -> int:
+        """The id of `<|bos|>`, which starts every document and conversation."""
+        return self.encode_special("<|bos|>")
+
+    def id_to_token(self, id: int) -> str:
+        """The text of one id; a part of a character shows as U+FFFD."""
+        return self.decode([id])
+
+    def token_bytes(self) -> list[int]:
+        """Bytes of text that each id stands for, specials 0: the denominator of bits per byte."""
+        return [len(token) for token in self._ranks] + [0] * len(self._specials)
+
+    # --- text <-> ids -------------------------------------------------------------------------------------------------
+
+    @overload
+    def encode(
+        self, text: str, prepend: int | str | None = None, append: int | str | None = None, num_threads: int = 8
+    ) -> list[int]: ...
+
+    @overload
+    def encode(
+        self, text: list[str], prepend: int | str | None = None, append: int | str | None = None, num_threads: int = 8
+    ) -> list[list[int]]: ...
+
+    def encode(
+        self,
+        text: str | list[str],
+        prepend: int | str | None = None,
+        append: int | str | None = None,
+        num_threads: int = 8,
+    ) -> list[int] | list[list[int]]:
+        """Ids of a text, or of each text of a list (by at most `num_threads` threads, no more than there are cores).
+
+        Whatever a text spells, its ids are ordinary ones. `prepend` and `append` are ids or names of special tokens.
+        Raises UserError for a text with a lone surrogate, which is no valid Unicode.
+        """
+        before, after = self._extra(prepend), self._extra(append)
+        try:
+            if isinstance(text, str):
+                return [*before, *self._bpe.encode(text), *after] if before or after else self._bpe.encode(text)
+            rows = self._bpe.batch_encode(text, num_threads)
+        except ValueError as wrong:
+            raise UserError(str(wrong)) from wrong
+        return [[*before, *row, *after] for row in rows] if before or after else rows
+
+    __call__ = encode
+
+    def _extra(self, token: int | str | None) -> list[int]:
+        if token is None:
+            return []
+        return [self.encode_special(token) if isinstance(token, str) else token]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of some ids, a special token by its name. Raises UserError for an id that is not there."""
+        ids = list(ids)
+        first = len(self._ranks)
+        try:
+            if not ids or max(ids) < first:
+                return self._bpe.decode_bytes(ids)
+        except ValueError as wrong:
+            raise UserError(str(wrong)) from wrong
+        names = [name.encode() for name in self._specials]
+        size = self.get_vocab_size()
+        for wrong_id in (i for i in ids if not 0 <= i < size):
+            raise UserError(f"id {wrong_id} is not in the vocabulary, whose ids go from 0 to {size - 1}")
+        return b"".join(names[i - first] if i >= first else self._ranks[i] for i in ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of some ids, a special token by its name; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    # --- conversations ------------------------------------------------------------------------------------------------
+
+    def render_conversation(
+        self, conversation: Conversation | Mapping[str, object] | Sequence[object], max_tokens: int = 2048
+    ) -> tuple[list[int], list[int]]:
+        """Ids and mask (1 = trained on) of a conversation or its plain form, cropped at `max_tokens`."""
+        return chat_format.render_conversation(_conversation(conversation), self, max_tokens)
+
+    def render_for_completion(self, conversation: Conversation | Mapping[str, object] | Sequence[object]) -> list[int]:
+        """Ids up to where the assistant's answer starts; a trailing assistant message is dropped."""
+        return chat_format.render_prompt(_conversation(conversation), self)
+
+    def visualize_tokenization(self, ids: Sequence[int], mask: Sequence[int]) -> str:
+        """The tokens between bars for a terminal: green is trained on, red is not."""
+        colors = {1: "\033[92m", 0: "\033[91m"}
+        return "|".join(f"{colors[bit]}{self.id_to_token(i)}\033[0m" for i, bit in zip(ids, mask, strict=True))
+
+
+def get_tokenizer() -> RustBPETokenizer:
+    """The tokenizer of the base directory. Raises UserError naming the command that makes one."""
+    return RustBPETokenizer.from_directory(paths.tokenizer_dir())
+
+
+def get_token_bytes() -> "NDArray[np.int64]":
+    """Bytes of text per id of that tokenizer, specials 0."""  # (vocab_size,)
+    import numpy as np
+
+    return np.array(get_tokenizer().token_bytes(), dtype=np.int64)
+
+
+def byte_alphabet() -> str:
+    """GPT-2's 256 printable characters for the 256 bytes, in which Hugging Face files spell tokens.
+
+    Bytes that print in Latin-1 stand for themselves, the others for U+0100, U+0101, ... in order.
+    """
+    prints = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return "".join(chr(byte if byte in prints else next(others)) for byte in range(256))
+
+
+def _engine() -> "type[rustbpe.Tokenizer]":
+    try:
+        from rustbpe import Tokenizer
+    except ImportError as missing:
+        raise UserError(
+            "the tokenizer's Rust part is not built: `maturin develop --release -m rustbpe/Cargo.toml` builds it"
+        ) from missing
+    return Tokenizer
+
+
+def _conversation(given: Conversation | Mapping[str, object] | Sequence[object]) -> Conversation:
+    return given if isinstance(given, Conversation) else Conversation.from_dict(given)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as missing:
+        raise UserError(f"no tokenizer here, {path} is missing: train one with {TRAIN_COMMAND}") from missing
+
+
+def _json(plain: bytes, path: Path) -> dict[str, object]:
+    try:
+        value = json.loads(plain)
+    except ValueError as wrong:
+        raise UserError(f"{path} is damaged (no JSON): train again with {TRAIN_COMMAND}") from wrong
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is no tokenizer of nanochat: train one with {TRAIN_COMMAND}")
+    return value
+
+
+def _write(path: Path, plain: bytes) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_bytes(plain)
+    part.replace(path)
