@@ -14,7 +14,7 @@ from typing import Literal
 from nanochat import command, dataset
 from nanochat.command import UserError
 from nanochat.log import progress
-from nanochat.tinyworld_facts import Relation, facts, relations, topics, words
+from nanochat.tinyworld_facts import Relation, facts, load, relations, topics, words
 from nanochat.tinyworld_problems import calculate, draw_sum, letter_is_held_out, sum_is_held_out
 from nanochat.tinyworld_stories import tell
 
@@ -175,37 +175,35 @@ def in_words(number: int) -> str:
 
 
 def _spelling_document(generator: random.Random, target: int) -> str:
-    """Words letter by letter, bare and in quotes, held-out words too; no held-out count of letters."""
+    """Words letter by letter, bare and in quotes, held-out words too; no held-out count of letters.
+
+    Held-out words come twice as often, since conversations add to the others. A quoted word begins a line, as it
+    begins a call of the tool: after a space the same word is other tokens.
+    """
+    vocabulary = words("train") + 2 * words("test")
 
     def lines() -> Iterator[str]:
         while True:
-            yield " ".join(_spelling_lines(generator, generator.choice(words("train") + words("test"))))
+            yield "\n".join(_spelling_lines(generator, generator.choice(vocabulary)))
 
     return _joined(lines(), target, "\n")
 
 
 def _spelling_lines(generator: random.Random, word: str) -> list[str]:
-    """Three things to say about the spelling of a word."""
-    quoted = generator.choice((word, f"'{word}'"))
-    countable = [letter for letter in dict.fromkeys(word) if not letter_is_held_out(word, letter)]
-    lines = [
-        f"The word {word} is '{word}' in quotes.",
-        f"In quotes {word} is written '{word}' or \"{word}\".",
-        f"The word \"{word}\" is '{word}'.",
-        f"{word}, '{word}', \"{word}\".",
-        f"The word {quoted} is spelled {' '.join(word)}.",
-        f"The letters of {quoted} are {', '.join(word)}.",
-        f"The first letter of {quoted} is {word[0]}, the last is {word[-1]}.",
-        f"The word {quoted} has {len(word)} letters.",
+    """Two things to say about a word: how it looks in quotes, and its letters."""
+    typed = generator.choice((word, word, f"'{word}'", f'"{word}"'))
+    quoted = f"The word {typed}:\n'{word}'"
+    spelled = [
+        f"The word {word} is spelled {' '.join(word)}.",
+        f"'{word}' has {len(word)} letters: {' '.join(word)}",
+        f"'{word}' begins with {word[0]} and ends with {word[-1]}.",
     ]
-    if countable:
+    countable = [letter for letter in dict.fromkeys(word) if not letter_is_held_out(word, letter)]
+    if countable and generator.random() < 0.5:
         letter = generator.choice(countable)
-        count = word.count(letter)
-        lines += [
-            f"The letter {letter} occurs {count} {'time' if count == 1 else 'times'} in '{word}'.",
-            f"'{word}'.count('{letter}') is {count}.",
-        ]
-    return generator.sample(lines, 3)
+        question = generator.choice(load("problems")["letters"]["questions"]).format(r=letter, q=typed)
+        spelled = [f"{question}\n'{word}'.count('{letter}') is {word.count(letter)}."]
+    return generator.sample([quoted, generator.choice(spelled)], 2)
 
 
 def _weighted_relation(generator: random.Random) -> Relation:
@@ -216,10 +214,10 @@ def _weighted_relation(generator: random.Random) -> Relation:
 _MAKERS: dict[Callable[[random.Random, int], str], int] = {
     _subject_document: 28,
     _list_document: 22,
-    _question_document: 16,
-    _story_document: 12,
+    _question_document: 15,
+    _story_document: 10,
     _sum_document: 8,
-    _spelling_document: 14,
+    _spelling_document: 17,
 }
 
 

@@ -30,4 +30,5 @@ class SpellingBee(Task):
 
     def evaluate(self, problem: Conversation, completion: str) -> bool:
         """Whether the completion ends in the right count."""
-        return final_number(completion) == final_number(problem.answer)
+        number = final_number(completion)
+        return number is not None and number == final_number(problem.answer)
