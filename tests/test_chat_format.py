@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nanochat.chat_format import parse_completion, render_conversation, render_prompt
 from nanochat.command import UserError
 from nanochat.conversation import Conversation, Message, Part
+from nanochat.tokenizer import RustBPETokenizer
 
 MARKS = ["user_start", "user_end", "assistant_start", "assistant_end"]
 MARKS += ["python_start", "python_end", "output_start", "output_end"]
@@ -167,6 +168,28 @@ def test_mask_all_trains_on_every_token() -> None:
     ids, mask = render_conversation(conversation, ENCODER, mask_all=True)
     assert ids == render_conversation(conversation, ENCODER)[0]
     assert mask == [1] * len(ids)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> RustBPETokenizer:
+    """A real one, whose vocabulary has whole words that look like control tokens."""
+    return RustBPETokenizer.train_from_iterator([" ".join(SPECIALS * 50), "the cat sat on the mat " * 50], 400)
+
+
+@given(conversation=conversations(), text=texts)
+def test_the_same_holds_with_a_real_tokenizer(
+    tokenizer: RustBPETokenizer, conversation: Conversation, text: str
+) -> None:
+    first_special = min(tokenizer.encode_special(name) for name in SPECIALS)
+    assert all(token < first_special for token in tokenizer.encode(text))
+    ids, mask = render_conversation(conversation, tokenizer, max_tokens=10_000)
+    by_bytes, _ = render_conversation(conversation, ENCODER, max_tokens=10_000)
+    names = {tokenizer.encode_special(name): 256 + index for index, name in enumerate(SPECIALS)}
+    assert [names[token] for token in ids if token >= first_special] == [token for token in by_bytes if token >= 256]
+    assert len(mask) == len(ids)
+    if conversation.messages[-1].role == "assistant":
+        completion = ids[len(render_prompt(conversation, tokenizer)) :]
+        assert parse_completion(completion, tokenizer) == joined(conversation.messages[-1].parts)
 
 
 @pytest.mark.parametrize(
