@@ -18,7 +18,7 @@ import tasks.hub
 from nanochat.calculator import use_calculator
 from nanochat.command import UserError
 from nanochat.conversation import validate
-from tasks import load_task
+from tasks import load_mixture, load_task
 from tasks.arc import ARC, ARCChallenge, ARCEasy
 from tasks.common import Conversation, Message, Part, Task, TaskMixture, TaskSequence
 from tasks.customjson import CustomJSON
@@ -134,6 +134,26 @@ def test_a_users_class_works_after_one_line_in_the_registry(monkeypatch: pytest.
 def test_an_unknown_task_is_told_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no task is called 'ARC'; known are ARC-Easy, ARC-Challenge, MMLU"):
         load_task("ARC")
+
+
+def test_only_a_task_that_takes_it_is_given_leave_to_run_programs(hub: Path) -> None:
+    allowed, refused = load_task("HumanEval", unsafe_exec=True), load_task("HumanEval")
+    assert isinstance(allowed, HumanEval)
+    assert isinstance(refused, HumanEval)
+    assert (allowed.unsafe_exec, refused.unsafe_exec) == (True, False)
+    assert len(load_task("GSM8K", unsafe_exec=True)) == 1319
+
+
+def test_a_mixture_is_told_by_names_counts_and_files(hub: Path, shared_data: Path) -> None:
+    chats = shared_data / "conversations/instructions_small.jsonl.gz"
+    mixture = load_mixture(["GSM8K:100", "arc-easy"], "train", [str(chats)])
+    assert len(mixture) == 100 + 2251 + 1100
+    assert len(load_mixture(["GSM8K:9999999"], "train")) == 7473
+    for spec in ("GSM8K:", "GSM8K:0", "GSM8K:-1", "GSM8K:many"):
+        with pytest.raises(UserError, match="write GSM8K:1000, or GSM8K"):
+            load_mixture([spec], "train")
+    with pytest.raises(UserError, match="no conversation in an empty list of tasks"):
+        load_mixture([], "train")
 
 
 # The real data sets
