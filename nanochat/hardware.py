@@ -213,3 +213,15 @@ def describe() -> dict[str, str | int | float]:
         "python": platform.python_version(),
         **git_facts(),
     }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held in RAM; what it holds now where the system keeps no record."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return int(psutil.Process().memory_info().rss)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
