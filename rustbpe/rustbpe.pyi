@@ -28,7 +28,8 @@ class Tokenizer:
     ) -> None:
         """Train until there are `vocab_size` tokens or no pair is left.
 
-        `buffer_size` texts at most wait to be counted; `progress(merges done, merges wanted)` is called now and then.
+        `buffer_size` texts at most wait to be counted. `progress(merges done, merges wanted)` is called now and then,
+        and at the end with the number of merges twice.
         """
     def get_pattern(self) -> str: ...
     def get_mergeable_ranks(self) -> list[tuple[bytes, int]]:

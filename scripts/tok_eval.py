@@ -75,15 +75,14 @@ def main(config: Config) -> None:
     source = config.data or dataset.default_source()
     if config.dry_run:
         kinds = f"{len(SAMPLES)} small texts and {config.sample_chars:,} characters of each split of {source}"
-        print0(
-            f"would measure the tokenizer in {paths.tokenizer_dir()} on {kinds}, next to {', '.join(config.peers) or 'no other'}"
-        )
+        peers = ", ".join(config.peers) or "no other"
+        print0(f"would measure the tokenizer in {paths.tokenizer_dir()} on {kinds}, next to {peers}")
         return
 
     tokenizer = get_tokenizer()
     contenders = {"nanochat": tokenizer.to_tiktoken()}
-    peers, left_out = load_peers(config.peers)
-    contenders |= peers
+    found, left_out = load_peers(config.peers)
+    contenders |= found
     texts = {
         **{kind: [text] for kind, text in SAMPLES.items()},
         "train": list(first_chars(dataset.iterate_documents("train", source), config.sample_chars)),
@@ -96,7 +95,7 @@ def main(config: Config) -> None:
         if [tokenizer.decode(row) for row in rows] != some:
             raise AssertionError(f"decoding the ids of the {kind} text does not give it back")
         counts[kind] = {"nanochat": sum(map(len, rows))}
-        for name, peer in peers.items():
+        for name, peer in found.items():
             counts[kind][name] = sum(len(ids) for ids in peer.encode_ordinary_batch(some))
 
     print0(table(contenders, sizes, counts))

@@ -18,7 +18,8 @@ const MERGES_PER_CHECK: u32 = 64;
 
 /// The merges that grow 256 bytes to a vocabulary of `vocab_size`, in order; merge `i` makes id `256 + i`.
 ///
-/// Fewer when the words hold no more pairs. `on_progress(done, wanted)` is called now and then and may stop training.
+/// Fewer when the words hold no more pairs. `on_progress(done, wanted)` is called now and then and may stop training;
+/// at the end it is called with what was done twice.
 pub fn train(
     words: &[(Box<str>, u64)],
     vocab_size: u32,
@@ -39,7 +40,8 @@ pub fn train(
         state.merge(pair, 256 + done);
         merges.push(pair);
     }
-    on_progress(merges.len() as u32, wanted)?;
+    let done = merges.len() as u32;
+    on_progress(done, done)?;
     Ok(merges)
 }
 
@@ -227,6 +229,13 @@ mod tests {
     #[test]
     fn a_small_corpus_gives_the_merges_it_has() {
         assert_eq!(train(&words(&[("abc", 1)]), 1000, &mut |_, _| Ok(())).unwrap(), [(97, 98), (256, 99)]);
+        let mut last = (0, 0);
+        let mut note = |done, wanted| {
+            last = (done, wanted);
+            Ok(())
+        };
+        train(&words(&[("abc", 1)]), 1000, &mut note).unwrap();
+        assert_eq!(last, (2, 2));
         assert!(train(&[], 1000, &mut |_, _| Ok(())).unwrap().is_empty());
     }
 
