@@ -16,7 +16,7 @@ nanochat_find_python() {
             return
         fi
     done
-    nanochat_fail "nanochat needs Python 3.11 or newer and found $(python3 --version 2>&1 || echo none): install it, or name it with PYTHON=/path/to/python"
+    nanochat_fail "nanochat needs Python 3.11 or newer and found $({ python3 --version; } 2>/dev/null || echo none): install it, or name it with PYTHON=/path/to/python"
 }
 
 nanochat_make_venv() {
