@@ -279,11 +279,8 @@ class RustBPETokenizer:
         """The bytes of some ids, a special token by its name. Raises UserError for an id that is not there."""
         ids = list(ids)
         first = len(self._ranks)
-        try:
-            if not ids or max(ids) < first:
-                return self._bpe.decode_bytes(ids)
-        except ValueError as wrong:
-            raise UserError(str(wrong)) from wrong
+        if not ids or (max(ids) < first and min(ids) >= 0):
+            return self._bpe.decode_bytes(ids)
         names = [name.encode() for name in self._specials]
         size = self.get_vocab_size()
         for wrong_id in (i for i in ids if not 0 <= i < size):

@@ -1,0 +1,353 @@
+"""The tokenizer, its files, and the same ids by tiktoken and by Hugging Face's library."""
+
+import gzip
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import tiktoken
+import tiktoken.registry
+import tokenizers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import rustbpe
+from nanochat import paths
+from nanochat.command import UserError
+from nanochat.conversation import Conversation, Message, Part
+from nanochat.tokenizer import (
+    SPECIAL_TOKENS,
+    SPLIT_PATTERN,
+    RustBPETokenizer,
+    byte_alphabet,
+    get_token_bytes,
+    get_tokenizer,
+)
+
+TEXTS = ["The cat's on the mat; isn't it? It was 1234 years ago.\n\n  Yes, über 日本語 and so on.\t\n"] * 3 + [
+    "the " * 9
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> RustBPETokenizer:
+    return RustBPETokenizer.train_from_iterator(TEXTS, 320)
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tokenizer: RustBPETokenizer, tmp_path_factory: pytest.TempPathFactory) -> tokenizers.Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save(folder)
+    return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+# --- vocabulary -------------------------------------------------------------------------------------------------------
+
+
+def test_the_special_tokens_come_last_in_the_order_that_the_project_names(tokenizer: RustBPETokenizer) -> None:
+    assert " ".join(SPECIAL_TOKENS) == (
+        "<|bos|> <|user_start|> <|user_end|> <|assistant_start|> <|assistant_end|> "
+        "<|python_start|> <|python_end|> <|output_start|> <|output_end|>"
+    )
+    assert tokenizer.get_vocab_size() == 320
+    assert [tokenizer.encode_special(name) for name in SPECIAL_TOKENS] == list(range(311, 320))
+    assert tokenizer.get_bos_token_id() == 311
+    assert set(tokenizer.get_special_tokens()) == set(SPECIAL_TOKENS)
+    assert tokenizer.id_to_token(311) == "<|bos|>"
+    assert tokenizer.id_to_token(97) == "a"
+
+
+def test_text_that_spells_a_special_token_stays_text(tokenizer: RustBPETokenizer) -> None:
+    for name in SPECIAL_TOKENS:
+        ids = tokenizer.encode(f"x{name}y")
+        assert max(ids) < 311
+        assert tokenizer.decode(ids) == f"x{name}y"
+
+
+def test_the_merges_are_those_of_the_crate() -> None:
+    bpe = rustbpe.Tokenizer()
+    bpe.train_from_iterator(TEXTS, 311, pattern=SPLIT_PATTERN)
+    ours = RustBPETokenizer.train_from_iterator(TEXTS, 320).to_tiktoken()
+    assert [ours.decode_single_token_bytes(i) for i in range(311)] == [t for t, _ in bpe.get_mergeable_ranks()]
+
+
+def test_a_small_corpus_gives_fewer_tokens_and_the_special_ones_still_come_last() -> None:
+    tokenizer = RustBPETokenizer.train_from_iterator(["abc"], 5000)
+    assert tokenizer.get_vocab_size() == 258 + 9
+    assert tokenizer.get_bos_token_id() == 258
+
+
+def test_bytes_per_token_are_those_of_the_text_and_none_for_special_tokens(tokenizer: RustBPETokenizer) -> None:
+    lengths = tokenizer.token_bytes()
+    assert len(lengths) == 320
+    assert lengths[-9:] == [0] * 9
+    ids = tokenizer.encode(TEXTS[0])
+    assert sum(lengths[i] for i in ids) == len(TEXTS[0].encode())
+
+
+# --- encode and decode ------------------------------------------------------------------------------------------------
+
+
+def test_prepend_and_append_take_ids_and_names(tokenizer: RustBPETokenizer) -> None:
+    plain = tokenizer.encode("the cat")
+    assert tokenizer.encode("the cat", prepend="<|bos|>", append=5) == [311, *plain, 5]
+    assert tokenizer.encode(["the cat", ""], prepend=311, append="<|user_end|>") == [[311, *plain, 313], [311, 313]]
+    assert tokenizer(["the cat"], num_threads=2) == [plain]
+    assert tokenizer("the cat") == plain
+    assert tokenizer.encode([]) == []
+
+
+def test_decoding_writes_special_tokens_by_name(tokenizer: RustBPETokenizer) -> None:
+    ids = [311, *tokenizer.encode("é"), 312]
+    assert tokenizer.decode(ids) == "<|bos|>é<|user_start|>"
+    assert tokenizer.decode_bytes(ids) == "<|bos|>é<|user_start|>".encode()
+    assert tokenizer.decode([0xC3]) == "\ufffd"
+    assert tokenizer.decode([]) == ""
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 319)))
+def test_decoding_equals_tiktokens_on_any_ids(ids: list[int]) -> None:
+    tokenizer = RustBPETokenizer.train_from_iterator(TEXTS, 320)
+    assert tokenizer.decode_bytes(ids) == tokenizer.to_tiktoken().decode_bytes(ids)
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_any_text_gives_the_same_ids_by_tiktoken(tokenizer: RustBPETokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert ids == tokenizer.to_tiktoken().encode_ordinary(text)
+    assert tokenizer.decode(ids) == text
+
+
+@settings(deadline=None, max_examples=300)
+@given(text=st.text(st.sampled_from("aT'sſ é1²3日\n\r\t .,😀\u00a0\u2028"), max_size=30))
+def test_the_hugging_face_file_gives_the_same_ids(
+    tokenizer: RustBPETokenizer, hugging_face: tokenizers.Tokenizer, text: str
+) -> None:
+    ids = tokenizer.encode(text)
+    assert hugging_face.encode(text).ids == ids
+    assert hugging_face.decode(ids) == text
+
+
+def test_real_text_gives_the_same_ids_by_all_three(shared_data: Path, tmp_path: Path) -> None:
+    with gzip.open(shared_data / "multilingual" / "xquad_passages.jsonl.gz", "rt", encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in lines][::20]
+    tokenizer = RustBPETokenizer.train_from_iterator(texts, 3000)
+    tokenizer.save(tmp_path)
+    hugging_face = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    rows = tokenizer.encode(texts)
+    assert rows == [encoding.ids for encoding in hugging_face.encode_batch(texts)]
+    assert rows == tokenizer.to_tiktoken().encode_ordinary_batch(texts)
+
+
+def test_the_hugging_face_file_knows_the_special_tokens(
+    tokenizer: RustBPETokenizer, hugging_face: tokenizers.Tokenizer
+) -> None:
+    assert hugging_face.get_vocab_size() == tokenizer.get_vocab_size()
+    assert [hugging_face.token_to_id(name) for name in SPECIAL_TOKENS] == list(range(311, 320))
+    assert hugging_face.encode("<|bos|>the").ids == [311, *tokenizer.encode("the")]
+
+
+def test_the_alphabet_is_that_of_gpt2(shared_data: Path) -> None:
+    vocabulary = json.loads((shared_data / "tokenizer_reference" / "gpt2_vocab.json").read_text(encoding="utf-8"))
+    assert {character for character in vocabulary if len(character) == 1} == set(byte_alphabet())
+    assert byte_alphabet()[ord(" ")] == "Ġ"
+    assert byte_alphabet()[ord("\n")] == "Ċ"
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded(base_dir: Path, tokenizer: RustBPETokenizer) -> None:
+    tokenizer.save(paths.tokenizer_dir())
+    assert sorted(path.name for path in paths.tokenizer_dir().iterdir()) == ["meta.json", "tokenizer.json"]
+    loaded = get_tokenizer()
+    assert loaded.tiktoken_parameters() == tokenizer.tiktoken_parameters()
+    assert loaded.encode(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+    assert get_token_bytes().tolist() == tokenizer.token_bytes()
+    meta = json.loads((paths.tokenizer_dir() / "meta.json").read_text(encoding="utf-8"))
+    assert meta["pattern"] == SPLIT_PATTERN
+    assert meta["unicode_version"] == rustbpe.UNICODE_VERSION
+    assert meta["token_bytes"] == tokenizer.token_bytes()
+
+
+def test_saving_twice_writes_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        RustBPETokenizer.train_from_iterator(TEXTS, 320).save(tmp_path / name)
+    for file in ("tokenizer.json", "meta.json"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_a_missing_tokenizer_names_the_command_that_makes_one(base_dir: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing: train one with `python -m scripts\.tok_train`"):
+        get_tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "missing"),
+        ("meta.json", None, "missing"),
+        ("tokenizer.json", b'{"model": ', "not the file that meta.json was written for"),
+        ("meta.json", b'{"pattern": ', "damaged"),
+        ("meta.json", b"[]", "no tokenizer of nanochat"),
+        ("meta.json", b"{}", "not the file that meta.json was written for"),
+    ],
+)
+def test_a_damaged_file_is_told(
+    tokenizer: RustBPETokenizer, tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
+    tokenizer.save(tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as raised:
+        RustBPETokenizer.from_directory(tmp_path)
+    assert "python -m scripts.tok_train" in str(raised.value)
+    assert str(tmp_path / file) in str(raised.value) or "tokenizer.json" in str(raised.value)
+
+
+def test_an_edited_file_is_told(tokenizer: RustBPETokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("<|bos|>", "<|BOS|>"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"not the file that meta\.json was written for"):
+        RustBPETokenizer.from_directory(tmp_path)
+
+
+@pytest.mark.parametrize("change", ["foreign", "token_bytes", "special_ids", "pattern"])
+def test_a_foreign_file_with_a_fitting_hash_is_told(tokenizer: RustBPETokenizer, tmp_path: Path, change: str) -> None:
+    import hashlib
+
+    tokenizer.save(tmp_path)
+    plain = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    meta = json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
+    if change == "foreign":
+        plain["model"] = {"type": "WordPiece", "vocab": {"hello": 0}}
+    elif change == "token_bytes":
+        meta["token_bytes"][5] = 7
+    elif change == "special_ids":
+        plain["added_tokens"][0]["id"] = 3
+    else:
+        meta["pattern"] = "("
+    text = json.dumps(plain).encode()
+    meta["sha256"] = hashlib.sha256(text).hexdigest()
+    (tmp_path / "tokenizer.json").write_bytes(text)
+    (tmp_path / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(UserError, match="is no tokenizer of nanochat"):
+        RustBPETokenizer.from_directory(tmp_path)
+
+
+def test_another_unicode_version_is_told_once(tokenizer: RustBPETokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "meta.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(rustbpe.UNICODE_VERSION, "9.0.0"), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"made with Unicode 9\.0\.0"):
+        RustBPETokenizer.from_directory(tmp_path)
+    tokenizer.save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RustBPETokenizer.from_directory(tmp_path)
+
+
+def test_tiktokens_text_is_written_and_read(tokenizer: RustBPETokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "ranks.tiktoken"
+    tokenizer.save_tiktoken_file(path)
+    assert RustBPETokenizer.from_tiktoken_file(path).tiktoken_parameters() == tokenizer.tiktoken_parameters()
+
+
+def test_the_vocabulary_of_gpt4_is_loaded_and_survives_our_own_file(shared_data: Path, tmp_path: Path) -> None:
+    path = shared_data / "tokenizer_reference" / "cl100k_base.tiktoken"
+    tokenizer = RustBPETokenizer.from_tiktoken_file(path, rustbpe.GPT4_PATTERN)
+    assert tokenizer.get_vocab_size() == 100_256 + 9
+    # Ids that OpenAI's own documentation gives for cl100k_base.
+    assert tokenizer.encode("tiktoken is great!") == [83, 1609, 5963, 374, 2294, 0]
+    tokenizer.save(tmp_path)
+    loaded = RustBPETokenizer.from_directory(tmp_path)
+    hugging_face = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = (shared_data / "text" / "taylorswift.txt").read_text(encoding="utf-8")[:50_000]
+    assert loaded.encode(text) == tokenizer.encode(text) == hugging_face.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"YQ== 0\nYg== one\n", "line 2: expected a token in base64 and its rank, got 'Yg== one'"),
+        (b"!!! 0\n", "line 1"),
+        (b"YQ==\n", "line 1"),
+        (b"YQ== 0\n", "byte 0 has no token"),
+        (b"YQ== -1\n", "cannot be used"),
+        (b"", "byte 0 has no token"),
+    ],
+)
+def test_a_wrong_tiktoken_file_is_told_with_its_line(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "wrong.tiktoken"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        RustBPETokenizer.from_tiktoken_file(path)
+
+
+def test_tiktoken_finds_the_tokenizer_of_the_base_directory_by_name(
+    base_dir: Path, tokenizer: RustBPETokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiktoken.registry, "ENCODINGS", {})
+    tokenizer.save(paths.tokenizer_dir())
+    encoding = tiktoken.get_encoding("nanochat")
+    assert encoding.encode_ordinary(TEXTS[0]) == tokenizer.encode(TEXTS[0])
+    assert encoding.encode("<|bos|>", allowed_special="all") == [311]
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_one_sentence(tokenizer: RustBPETokenizer) -> None:
+    with pytest.raises(UserError, match=r"vocab_size must be at least 265 .*, got 264"):
+        RustBPETokenizer.train_from_iterator([], 264)
+    with pytest.raises(UserError, match=r"no special token is called '<\|eos\|>'"):
+        tokenizer.encode("x", prepend="<|eos|>")
+    for wrong in (320, -1):
+        for ids in ([wrong], [311, wrong]):
+            with pytest.raises(UserError, match=f"id {wrong} is not in the vocabulary, whose ids go from 0 to 319"):
+                tokenizer.decode(ids)
+    for text in ("ab\ud800", ["ab\ud800"]):
+        with pytest.raises(UserError, match="a lone surrogate stands at character 2"):
+            tokenizer.encode(text)
+
+
+# --- conversations ----------------------------------------------------------------------------------------------------
+
+
+def test_a_conversation_and_its_plain_form_render_alike(tokenizer: RustBPETokenizer) -> None:
+    plain = {
+        "messages": [
+            {"role": "system", "content": "Be kind."},
+            {"role": "user", "content": "the cat <|bos|>"},
+            {"role": "assistant", "content": [{"type": "text", "text": "six "}, {"type": "python", "text": "2*3"}]},
+        ]
+    }
+    conversation = Conversation(
+        [
+            Message("system", "Be kind."),
+            Message("user", "the cat <|bos|>"),
+            Message("assistant", [Part("text", "six "), Part("python", "2*3")]),
+        ]
+    )
+    ids, mask = tokenizer.render_conversation(plain)
+    assert (
+        (ids, mask) == tokenizer.render_conversation(conversation) == tokenizer.render_conversation(plain["messages"])
+    )
+    assert tokenizer.decode(ids) == (
+        "<|bos|><|user_start|>Be kind.\n\nthe cat <|bos|><|user_end|>"
+        "<|assistant_start|>six <|python_start|>2*3<|python_end|><|assistant_end|>"
+    )
+    said = tokenizer.decode([i for i, bit in zip(ids, mask, strict=True) if bit])
+    assert said == "six <|python_start|>2*3<|python_end|><|assistant_end|>"
+    assert tokenizer.render_conversation(plain, max_tokens=7) == (ids[:7], mask[:7])
+    assert tokenizer.decode(tokenizer.render_for_completion(plain)).endswith("<|user_end|><|assistant_start|>")
+
+
+def test_the_picture_of_a_tokenization_is_green_where_it_is_trained_on(tokenizer: RustBPETokenizer) -> None:
+    assert tokenizer.visualize_tokenization([97, 311], [1, 0]) == "\033[92ma\033[0m|\033[91m<|bos|>\033[0m"
