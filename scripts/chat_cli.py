@@ -66,7 +66,7 @@ def main(config: Config) -> None:
     from nanochat.engine import Engine
     from nanochat.runtime import Runtime
 
-    stage = config.source or newest_stage() or "sft"
+    stage = config.source or newest_stage() or "base"  # when there is nothing, load_model names the first command
     with Runtime.start(device_type=config.device_type, dtype=config.dtype, seed=config.seed) as runtime:
         model, tokenizer, meta = load_model(stage, runtime, config.model_tag, config.step)
         how = " (a base model: it continues your text)" if stage == "base" else ""
@@ -117,6 +117,12 @@ class Chat:
     def __init__(self, engine: StreamingEngine, tokenizer: Tokenizer, config: Config, plain: bool = False):
         self.engine, self.tokenizer, self.config, self.plain = engine, tokenizer, config, plain
         self.messages: list[Message] = []
+        self.turns = 0
+
+    def clear(self) -> None:
+        """Start anew."""
+        self.messages.clear()
+        self.turns = 0
 
     def answer(self, text: str, screen: "Screen", notices: TextIO) -> None:
         """Show the answer to `text` and remember both; an answer that was stopped is remembered as far as it came.
@@ -132,7 +138,7 @@ class Chat:
                 max_tokens=self.config.max_tokens,
                 temperature=self.config.temperature,
                 top_k=self.config.top_k or None,
-                seed=self.config.seed + len(self.messages) // 2,
+                seed=self.config.seed + self.turns,
             ):
                 before = parts.pop().text if parts and parts[-1].type == piece.type else ""
                 parts.append(Part(piece.type, before + piece.text))
@@ -141,6 +147,7 @@ class Chat:
             if parts:
                 screen.end()
                 self.messages.append(Message("assistant", parts))
+                self.turns += 1
             else:
                 self.messages.pop()
 
@@ -222,7 +229,7 @@ def talk(chat: Chat, read: Callable[[str], str], out: TextIO) -> None:
         if line == "/quit":
             return
         if line == "/clear":
-            chat.messages.clear()
+            chat.clear()
             print("(new chat)", file=out)
         elif line == "/help":
             print(HELP, file=out)

@@ -128,13 +128,13 @@ def choose_stage() -> str:
     """The best stage that knows how to chat. Raises UserError when there is none."""
     from nanochat.checkpoint_manager import newest_stage
 
-    stage = newest_stage(("sft", "mid"))
-    if stage is None and newest_stage(("base",)):
+    stage = newest_stage(("sft", "mid", "base"))
+    if stage == "base":
         raise UserError(
             "there is only a base checkpoint, which continues text and cannot chat: run `python -m scripts.mid_train`"
             " first, or let it continue a text by `python -m scripts.chat_cli -i base`"
         )
-    return stage or "sft"  # load_model says which command makes one
+    return stage or "base"  # when there is nothing, load_model names the first command
 
 
 def devices(runtime: "Runtime", count: int) -> list["Runtime"]:

@@ -120,3 +120,24 @@ def live_server(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def save_random_checkpoint(stage: str, context_len: int = 128) -> None:
+    """A real tokenizer and a real, untrained model in the base directory: it babbles through every room."""
+    import torch
+
+    from nanochat import paths
+    from nanochat.checkpoint_manager import save_checkpoint, tokenizer_sha256
+    from nanochat.gpt import GPT
+    from nanochat.gpt_config import config_for_depth
+    from nanochat.tokenizer import RustBPETokenizer
+
+    if not paths.tokenizer_dir().exists():
+        text = "The capital of France is Paris. Who are you? What is 137 * 46? The sky is blue."
+        RustBPETokenizer.train_from_iterator([text], vocab_size=300).save(paths.tokenizer_dir())
+    vocab_size = RustBPETokenizer.from_directory(paths.tokenizer_dir()).get_vocab_size()
+    config = config_for_depth(1, vocab_size=vocab_size, sequence_len=context_len)
+    model = GPT(config, torch.float32)
+    model.init_weights()
+    meta = {"model": config.to_dict(), "tokenizer_sha256": tokenizer_sha256()}
+    save_checkpoint(paths.checkpoints_dir(stage, "d1"), 7, model.state_dict(), meta)

@@ -2,10 +2,12 @@
 
 import io
 import re
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from fake_chat import FIRST_CHARACTER, FakeEngine, FakeTokenizer
+from fake_chat import FIRST_CHARACTER, FakeEngine, FakeTokenizer, save_random_checkpoint
 
 from nanochat.command import UserError
 from nanochat.conversation import Part
@@ -180,3 +182,47 @@ def test_a_flag_that_no_answer_can_have_is_one_sentence(wrong: dict, says: str):
 def test_a_dry_run_says_what_it_would_do(capsys: pytest.CaptureFixture[str]):
     chat_cli.main(Config(dry_run=True, prompt="hi"))
     assert "sft, else mid, else base" in capsys.readouterr().out
+
+
+REAL = {"max_tokens": 12, "device_type": "cpu", "dtype": "float32"}
+
+
+def test_one_prompt_prints_the_answer_alone_and_the_checkpoint_to_stderr(
+    base_dir: Path, capsys: pytest.CaptureFixture[str]
+):
+    save_random_checkpoint("sft")
+    save_random_checkpoint("base")
+    answers = []
+    for _ in range(2):
+        chat_cli.main(Config(prompt="Who are you?", **REAL))
+        shown = capsys.readouterr()
+        assert shown.err == "sft d1, step 7, on cpu\n"
+        answers.append(shown.out)
+    assert answers[0] == answers[1] != "\n", "the same seed gives the same answer"
+    chat_cli.main(Config(prompt="The sky", source="base", **REAL))
+    shown = capsys.readouterr()
+    assert shown.err == "base d1, step 7, on cpu (a base model: it continues your text)\n"
+    assert shown.out not in ("", "\n", answers[0])
+
+
+def test_the_tool_is_left_out_of_a_single_answer():
+    out = io.StringIO()
+    chat_with(FakeEngine()).answer("What is 137 * 46?", Screen(out, with_tools=False), out)
+    assert out.getvalue() == "Let me work that out.\n137 times 46 is 6302.\n"
+
+
+def test_a_real_chat_goes_on_when_its_context_is_full(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    save_random_checkpoint("mid", context_len=64)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("The capital of France\n" * 5))
+    chat_cli.main(Config(**REAL))
+    shown = capsys.readouterr()
+    assert shown.err == "mid d1, step 7, on cpu\n"
+    assert "oldest turn(s) dropped" in shown.out
+    assert shown.out.count("\n> ") == 6
+
+
+def test_without_any_checkpoint_the_first_command_is_named(base_dir: Path):
+    with pytest.raises(UserError, match=re.escape("run `python -m scripts.base_train` first")):
+        chat_cli.main(Config(prompt="hi", **REAL))

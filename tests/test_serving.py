@@ -3,14 +3,17 @@
 import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
-from fake_chat import FakeEngine, FakeTokenizer, live_server
+from fake_chat import FakeEngine, FakeTokenizer, live_server, save_random_checkpoint
 from fastapi.testclient import TestClient
 
 from nanochat.command import UserError
@@ -428,3 +431,49 @@ def test_a_dry_run_says_the_address(capsys: pytest.CaptureFixture[str]):
 )
 def test_the_printed_address_works_in_a_browser(host: str, shown: str):
     assert chat_web.address(host, 80) == shown
+
+
+def test_a_base_model_alone_is_refused_with_the_way_on(base_dir: Path):
+    save_random_checkpoint("base")
+    with pytest.raises(UserError, match=re.escape("run `python -m scripts.mid_train` first")):
+        chat_web.choose_stage()
+
+
+def test_without_any_checkpoint_the_first_command_is_named(base_dir: Path):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(UserError, match=re.escape("run `python -m scripts.base_train` first")):
+        chat_web.main(chat_web.Config(port=port, device_type="cpu"))
+
+
+def test_more_engines_than_devices_are_refused():
+    from nanochat.runtime import Runtime
+
+    with Runtime.start(device_type="cpu") as runtime:
+        assert chat_web.devices(runtime, 1) == [runtime]
+        with pytest.raises(UserError, match="--num-gpus=2, but there is 1 cpu device"):
+            chat_web.devices(runtime, 2)
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_real_model(base_dir: Path):
+    save_random_checkpoint("sft")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "scripts.chat_web", f"--port={port}", "--device_type=cpu", "--num-gpus=1"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout.readline() == "serving sft d1, step 7, on 1 x cpu\n"
+        assert server.stdout.readline().startswith(f"chat at http://127.0.0.1:{port}/ ")
+        ours = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+        how = {"model": "any", "messages": HELLO, "max_tokens": 20, "seed": 3}
+        whole = ours.chat.completions.create(**how)
+        stream = list(ours.chat.completions.create(**how, stream=True))
+        assert whole.model == "nanochat-d1-sft"
+        assert whole.choices[0].message.content == "".join(c.choices[0].delta.content or "" for c in stream) != ""
+        with pytest.raises(openai.BadRequestError, match="the model reads at most 127"):
+            ours.chat.completions.create(model="any", messages=[{"role": "user", "content": "zebra " * 100}])
+    finally:
+        server.terminate()
+        server.wait(LONG_SECONDS)
+        server.stdout.close()

@@ -77,7 +77,7 @@ def create_app(
         except PoolBusyError as busy:
             raise ApiError(
                 503,
-                f"the server is busy: {pool.running} answers under way, {pool.waiting} waiting; try again in a moment",
+                f"the server is busy (answers under way: {pool.running}, waiting: {pool.waiting}); try again soon",
                 type="server_error",
                 code="server_busy",
                 headers={"Retry-After": "1"},
