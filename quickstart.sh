@@ -13,11 +13,11 @@ python -m nanochat.report reset
 
 # text and tokenizer
 python -m nanochat.tinyworld --megabytes=6
-python -m scripts.tok_train --vocab_size=4096
-python -m scripts.tok_eval
+python -m scripts.tok_train --data=tinyworld --vocab_size=4096
+python -m scripts.tok_eval --data=tinyworld
 
 # base: predict text
-python -m scripts.base_train --depth=4 --max_seq_len=256 --device_batch_size=16 --total_batch_size=4096 --num_iterations=300
+python -m scripts.base_train --data=tinyworld --depth=4 --max_seq_len=256 --device_batch_size=16 --total_batch_size=4096 --num_iterations=300
 python -m scripts.base_loss
 python -m scripts.base_eval
 

@@ -33,7 +33,7 @@ torchrun --standalone --nproc_per_node="$GPUS" -m scripts.mid_train --tasks Smol
 torchrun --standalone --nproc_per_node="$GPUS" -m scripts.chat_eval -i mid -a ARC-Easy ARC-Challenge MMLU GSM8K SpellingBee
 
 # sft: answer as the assistant
-torchrun --standalone --nproc_per_node="$GPUS" -m scripts.chat_sft --tasks SmolTalk ARC-Easy ARC-Challenge GSM8K SpellingBee --run="$WANDB_RUN"
+torchrun --standalone --nproc_per_node="$GPUS" -m scripts.chat_sft --tasks ARC-Easy ARC-Challenge GSM8K SmolTalk:10000 SpellingBee:2000 --run="$WANDB_RUN"
 torchrun --standalone --nproc_per_node="$GPUS" -m scripts.chat_eval -i sft -a ARC-Easy ARC-Challenge MMLU GSM8K SpellingBee
 
 # rl: practise word problems

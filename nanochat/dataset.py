@@ -56,7 +56,7 @@ def default_source() -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UserError(f"several sources of text are here ({', '.join(found)}): name one with --source=NAME")
+        raise UserError(f"several sources of text are here ({', '.join(found)}): name one with --data=NAME")
     raise UserError(
         f"no text in {paths.data_dir()}: `python -m nanochat.tinyworld` writes the built-in corpus, `python -m "
         "nanochat.dataset -n 8` fetches public shards, `python -m nanochat.dataset --import PATH` takes your own"
@@ -361,7 +361,7 @@ def _import(config: Config) -> None:
     if counts.empty:
         print0(f"{counts.empty:,} empty documents were left out")
     if len(sources()) > 1:
-        print0(f"several sources are here: train on this one with --source={source}")
+        print0(f"several sources are here: train on this one with --data={source}")
 
 
 def _print_info() -> None:
@@ -373,7 +373,10 @@ def _print_info() -> None:
             f"{source}: {len(files):,} shards, {sum(rows[:-1]):,} training and {rows[-1]:,} validation documents, "
             f"{size / 1e6:,.1f} MB in {paths.data_dir(source)}"
         )
-    print0(f"commands read '{default_source()}' unless told otherwise with --source")
+    if len(sources()) > 1 and HUB_SOURCE not in sources():
+        print0("several sources are here: name one with --data=NAME")
+    else:
+        print0(f"commands read {default_source()!r} unless told otherwise with --data=NAME")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Value = float | int | str | None
 
+SCALED_UNITS = ("B", "bytes", "chars", "tok", "tokens")  # counted by the million, so shown with k, M, G
+
 
 class Mirror(Protocol):
     """Somewhere else that metrics go: wandb, tensorboard."""
@@ -62,7 +64,7 @@ def progress(
         total=total,
         desc=label or None,
         unit=unit,
-        unit_scale=unit not in ("it", "step", "problem"),
+        unit_scale=unit in SCALED_UNITS,
         disable=not is_main_rank(),
         mininterval=0.1 if terminal else 10.0,
         # tqdm lowers miniters to what it saw last; off a terminal only the clock decides

@@ -252,7 +252,12 @@ def _draw(kept: Sequence[Section]) -> dict[str, Path]:
 def _render(kept: Sequence[Section], pictures: Mapping[str, Path], folder: str) -> str:
     start = _start()
     lines = ["# nanochat report", "", _facts_table(_summary(kept, start)), "", "## Scores", ""]
-    lines += [score_table(), "", "In brackets the 95 % interval, then the number of problems.", ""]
+    lines += [
+        score_table(),
+        "",
+        "In brackets the 95 % interval, then the number of problems (of tokens for bits per byte).",
+        "",
+    ]
     for section in kept:
         lines += [f"## {section.name}", ""]
         if section.name in pictures:

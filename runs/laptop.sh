@@ -23,11 +23,11 @@ python -m scripts.base_loss
 python -m scripts.base_eval
 
 # mid: conversations and tools
-python -m scripts.mid_train --tasks SmolTalk MMLU GSM8K SpellingBee
+python -m scripts.mid_train --tasks SmolTalk:20000 GSM8K SpellingBee:2000
 python -m scripts.chat_eval -i mid -a ARC-Easy GSM8K SpellingBee
 
 # sft: answer as the assistant
-python -m scripts.chat_sft --tasks SmolTalk ARC-Easy GSM8K SpellingBee
+python -m scripts.chat_sft --tasks SmolTalk:5000 ARC-Easy GSM8K SpellingBee:2000
 python -m scripts.chat_eval -i sft -a ARC-Easy GSM8K SpellingBee
 
 # rl: practise counting letters, which a model of this size can learn

@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,7 +107,7 @@ def test_the_default_source_is_the_public_one_else_the_only_one_else_a_question(
     write_shards(["a b"], "mine")
     assert default_source() == "mine"
     write_shards(["a b"], "other")
-    with pytest.raises(UserError, match=r"mine, other.*--source=NAME"):
+    with pytest.raises(UserError, match=r"mine, other.*--data=NAME"):
         default_source()
     write_shards(["a b"], "fineweb-edu")
     assert default_source() == "fineweb-edu"
@@ -232,3 +233,23 @@ def test_real_shards_are_read_in_order(base_dir: Path, shared_data: Path) -> Non
     assert len(train) == 7
     table = pyarrow.parquet.read_table(val[0], columns=["text"])
     assert list(iterate_documents("val")) == table.column("text").to_pylist()
+
+
+def test_what_is_here_is_said_also_when_there_is_a_choice_to_make(
+    base_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(["a b"], "mine")
+    dataset.main(Config())
+    assert "commands read 'mine'" in capsys.readouterr().out
+    write_shards(["a b"], "other")
+    dataset.main(Config())
+    assert "several sources are here: name one with --data=NAME" in capsys.readouterr().out
+    write_shards(["a b"], "fineweb-edu")
+    dataset.main(Config())
+    assert "commands read 'fineweb-edu'" in capsys.readouterr().out
+
+
+def test_flags_are_those_that_people_know() -> None:
+    assert tyro.cli(Config, args=["-n", "450", "-w", "2"]) == Config(num_files=450, num_workers=2)
+    assert tyro.cli(Config, args=["--import", "a", "b", "--source", "s"]).import_paths == (Path("a"), Path("b"))
+    assert tyro.cli(Config, args=["-n", "-1", "--dry_run"]) == Config(num_files=-1, dry_run=True)
