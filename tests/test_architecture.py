@@ -24,12 +24,15 @@ TORCH_ENTERS_AT = 2
 Report = dict[str, object]
 
 
+def floors() -> dict[int, list[str]]:
+    """Every floor's rooms from left to right; an indented line goes on with the floor above it."""
+    found = re.findall(r"^(\d) \w+ +((?:.+|\n +)+)", nanochat.__doc__ or "", re.MULTILINE)
+    return {int(floor): names.split() for floor, names in found}
+
+
 def plan() -> dict[str, tuple[int, int]]:
     """Every room's floor and place from the left."""
-    rooms: dict[str, tuple[int, int]] = {}
-    for floor, names in re.findall(r"^(\d) \w+ +(.+)$", nanochat.__doc__ or "", re.MULTILINE):
-        rooms.update({name: (int(floor), place) for place, name in enumerate(names.split())})
-    return rooms
+    return {name: (floor, place) for floor, names in floors().items() for place, name in enumerate(names)}
 
 
 def room_of(path: Path) -> str:
@@ -66,10 +69,14 @@ def module_name(path: Path) -> str:
 
 
 def test_the_plan_is_read_and_names_every_room_once() -> None:
-    names = re.findall(r"^\d \w+ +(.+)$", nanochat.__doc__ or "", re.MULTILINE)
-    assert len(names) == 5
-    assert len(" ".join(names).split()) == len(plan())
+    assert sorted(floors()) == [0, 1, 2, 3, 4]
+    assert sum(map(len, floors().values())) == len(plan())
     assert plan()["paths"] == (0, 0)
+    assert {"report", "tokenizer", "tinyworld", "runtime", "gpt", "engine"} <= plan().keys()
+
+
+def test_every_room_of_the_plan_is_there() -> None:
+    assert plan().keys() - {room_of(path) for path in python_files("nanochat")} == set()
 
 
 def test_every_module_has_its_word_in_the_plan() -> None:
