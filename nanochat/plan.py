@@ -123,9 +123,7 @@ def plan_finetuning(
 ) -> TrainPlan:
     """The plan of a later stage: rates are `init_lr_frac` of those in the pretraining's plan, and so is the batch."""
     if not 0 < init_lr_frac <= 10:
-        raise UserError(
-            f"--init_lr_frac is a factor on pretraining's rates, above 0 and at most 10; got {init_lr_frac}"
-        )
+        raise UserError(f"--init_lr_frac is a factor above 0 and at most 10 on pretraining's rates, got {init_lr_frac}")
     micro_batch = device_batch_size * config.sequence_len * world_size
     if total_batch_size is None:
         total_batch_size = max(1, round(pretraining["total_batch_size"] / micro_batch)) * micro_batch

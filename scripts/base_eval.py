@@ -71,11 +71,10 @@ def main(config: Config) -> None:
             scores.append(Score("CORE", config.source, core_metric(results), len(results)))
             print0(f"CORE {core_metric(results):.4f}")
         samples = {}
+        engine = Engine(model, tokenizer)
         for prompt in config.prompts:
             ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(prompt)]
-            [(sampled, _)] = Engine(model, tokenizer).generate_batch(
-                [ids], max_tokens=config.sample_tokens, temperature=0
-            )
+            [(sampled, _)] = engine.generate_batch([ids], max_tokens=config.sample_tokens, temperature=0)
             samples[prompt] = tokenizer.decode([i for i in sampled if i != ids[0]])
             print0(f"sample: {prompt}|{samples[prompt]}")
         facts = {"model": f"{meta['tag']} step {meta['step']}", "evaluated": what, "samples": samples,

@@ -86,9 +86,7 @@ def main(config: Config) -> None:
             init_lr_frac=config.init_lr_frac, warmdown_ratio=config.warmdown_ratio,
         )  # fmt: skip
         plan = run.plan
-        print0(
-            f"chat_sft {run.tag}: {len(train):,} conversations of {', '.join([*config.tasks, *config.data])}\n{plan}"
-        )
+        print0(f"chat_sft {run.tag}: {len(train):,} conversations of {' '.join(config.tasks + config.data)}\n{plan}")
         if config.dry_run:
             return
         compiled(model, config.compile, plan, runtime)
@@ -127,9 +125,7 @@ def main(config: Config) -> None:
                  "device": runtime.device_name, "final_loss": run.progress.smooth_loss, "val_loss": val_loss,
                  "val_bpb": val_bpb, "train_seconds": run.progress.train_seconds}  # fmt: skip
         report.add_section("chat_sft", facts, metrics=run.metrics_path)
-        print0(
-            f"saved {run.folder}/step_{run.progress.step:06d}; next: python -m scripts.chat_eval -i sft, or chat: python -m scripts.chat_cli"
-        )
+        print0(f"saved {run.folder}/step_{run.progress.step:06d}; next: python -m scripts.chat_cli")
 
 
 if __name__ == "__main__":

@@ -84,9 +84,7 @@ def main(config: Config) -> None:
             init_lr_frac=config.init_lr_frac, warmdown_ratio=config.warmdown_ratio,
         )  # fmt: skip
         plan = run.plan
-        print0(
-            f"mid_train {run.tag}: {len(train):,} conversations of {', '.join([*config.tasks, *config.data])}\n{plan}"
-        )
+        print0(f"mid_train {run.tag}: {len(train):,} conversations of {' '.join(config.tasks + config.data)}\n{plan}")
         if config.dry_run:
             return
         compiled(model, config.compile, plan, runtime)
