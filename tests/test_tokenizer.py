@@ -1,6 +1,8 @@
 """The tokenizer, its files, and the same ids by tiktoken and by Hugging Face's library."""
 
+import base64
 import gzip
+import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -72,6 +74,11 @@ def test_the_merges_are_those_of_the_crate() -> None:
     assert [ours.decode_single_token_bytes(i) for i in range(311)] == [t for t, _ in bpe.get_mergeable_ranks()]
 
 
+def test_a_token_has_two_digits_at_most() -> None:
+    tokenizer = RustBPETokenizer.train_from_iterator(["123456 123456"] * 9, 400)
+    assert [tokenizer.id_to_token(i) for i in tokenizer.encode("1234567")] == ["12", "34", "56", "7"]
+
+
 def test_a_small_corpus_gives_fewer_tokens_and_the_special_ones_still_come_last() -> None:
     tokenizer = RustBPETokenizer.train_from_iterator(["abc"], 5000)
     assert tokenizer.get_vocab_size() == 258 + 9
@@ -140,6 +147,17 @@ def test_real_text_gives_the_same_ids_by_all_three(shared_data: Path, tmp_path: 
     rows = tokenizer.encode(texts)
     assert rows == [encoding.ids for encoding in hugging_face.encode_batch(texts)]
     assert rows == tokenizer.to_tiktoken().encode_ordinary_batch(texts)
+
+
+def test_a_whole_word_that_merging_never_reaches_is_found_by_both(tmp_path: Path) -> None:
+    path = tmp_path / "ranks.tiktoken"
+    ranks = [*(bytes([i]) for i in range(256)), b"xyz"]
+    path.write_text("".join(f"{base64.b64encode(token).decode()} {i}\n" for i, token in enumerate(ranks)))
+    tokenizer = RustBPETokenizer.from_tiktoken_file(path)
+    tokenizer.save(tmp_path)
+    hugging_face = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("xyz xyz") == [256, 32, *b"xyz"]
+    assert hugging_face.encode("xyz xyz").ids == [256, 32, *b"xyz"]
 
 
 def test_the_hugging_face_file_knows_the_special_tokens(
@@ -220,8 +238,6 @@ def test_an_edited_file_is_told(tokenizer: RustBPETokenizer, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("change", ["foreign", "token_bytes", "special_ids", "pattern"])
 def test_a_foreign_file_with_a_fitting_hash_is_told(tokenizer: RustBPETokenizer, tmp_path: Path, change: str) -> None:
-    import hashlib
-
     tokenizer.save(tmp_path)
     plain = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
     meta = json.loads((tmp_path / "meta.json").read_text(encoding="utf-8"))
