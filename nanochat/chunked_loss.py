@@ -69,12 +69,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             gradient = (gradient.mul_(slope) if slope is not None else gradient).to(x.dtype)
             x_gradient[chunk] = gradient @ cast_head
             head_gradient += gradient.mT @ x[chunk]
-        ctx.save_for_backward(x_gradient, head_gradient)
-        ctx.mark_non_differentiable(losses)  # type: ignore[attr-defined]
+        if x_gradient is not None and head_gradient is not None:
+            ctx.save_for_backward(x_gradient, head_gradient)
+        ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(
         ctx: FunctionCtx, scale: torch.Tensor, _: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from nanochat.attention import attend, rotary_table, rotate
 from nanochat.chunked_loss import capped_logits, chunked_cross_entropy
@@ -36,8 +37,28 @@ class Linear(nn.Module):
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """x over the root of its mean square along the last axis, without weights (arXiv:1910.07467), in float32."""
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    normed: torch.Tensor = _RMSNorm.apply(x, eps)
+    return normed
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps its output instead of the chain of float32 intermediates that autograd would."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: torch.Tensor, eps: float) -> torch.Tensor:
+        wide = x.float()
+        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        y = (wide * scale).to(x.dtype)
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        y, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+        wide = gradient.float()
+        along = (wide * y).mean(-1, keepdim=True)
+        return wide.addcmul(y.float(), along, value=-1).mul_(scale).to(y.dtype), None
 
 
 class Attention(nn.Module):
@@ -101,6 +122,15 @@ class Block(nn.Module):
         return x + self.mlp(rms_norm(x, self.eps))
 
 
+class Transformer(nn.Module):
+    """The embedding and the layers, under the names that GPT-2 gave them."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+
+
 class GPT(nn.Module):
     """The whole model. `dtype` is the format of its matrix products and of the stream between layers."""
 
@@ -110,12 +140,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.vocab_size, config.n_embd),
-                "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
-            }
-        )
+        self.transformer = Transformer(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         table = rotary_table(config.sequence_len, config.head_dim, config.rope_base, self.lm_head.weight.device)
         self.register_buffer("rotary", table, persistent=False)
@@ -169,8 +194,8 @@ class GPT(nn.Module):
             rotary = self.rotary[:, :tokens]  # (2, T, D/2)
         else:
             rotary = self.rotary[:, cache.positions(tokens)].unsqueeze(2)  # (2, B, 1, T, D/2)
-        x = rms_norm(self.transformer["wte"](idx).to(self.dtype), self.config.norm_eps)
-        for layer, block in enumerate(self.transformer["h"]):
+        x = rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
+        for layer, block in enumerate(self.transformer.h):
             x = block(x, rotary, cache, layer)
         if cache is not None:
             cache.advance(tokens)

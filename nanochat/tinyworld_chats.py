@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Literal, get_args
 
 from nanochat.conversation import Conversation, Message, Part
-from nanochat.tinyworld_facts import Relation, Split, facts, invented_name, load, relations
+from nanochat.tinyworld_facts import Relation, Split, facts, invented_name, load, relations, words
 from nanochat.tinyworld_problems import Problem, demo_letter, demo_sum, letter_problem, sum_problem
 from nanochat.tinyworld_stories import tell
 
-Kind = Literal["facts", "math", "spelling", "talk", "multi", "unknown", "story"]
+Kind = Literal["facts", "math", "spelling", "quote", "talk", "multi", "unknown", "story"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Turn = tuple[str, str | list[Part]]
 
@@ -101,6 +101,18 @@ def _story(generator: random.Random, split: Split) -> list[Turn]:
     return [(f"{story.text} {question}", reply)]
 
 
+def _quote(generator: random.Random, split: Split) -> list[Turn]:
+    """A word to put in quotes, as the tool wants it; words whose letters only the test counts come twice as often.
+
+    A word of one or two tokens is other tokens in quotes, and which ones has to be seen word by word.
+    """
+    templates = load("problems")["letters"]
+    word = generator.choice(words("train") + 2 * words("test"))
+    typed = generator.choice((word, word, f'"{word}"', f"'{word}'"))
+    prompt = generator.choice(templates["in_quotes" if split == "train" else "held_out_in_quotes"]).format(q=typed)
+    return [(prompt, f"'{word}'")]
+
+
 def _multi(generator: random.Random, split: Split) -> list[Turn]:
     """Two or three questions, the later ones often short ("And of Spain?"), with or without a greeting and thanks."""
     turns: list[Turn] = []
@@ -126,6 +138,7 @@ def _multi(generator: random.Random, split: Split) -> list[Turn]:
 _TURNS: dict[str, Callable[[random.Random, Split], list[Turn]]] = {
     "math": lambda generator, split: [solved(sum_problem(generator, split))],
     "spelling": lambda generator, split: [solved(letter_problem(generator, split))],
+    "quote": _quote,
     "talk": _talk,
     "multi": _multi,
     "unknown": _unknown,

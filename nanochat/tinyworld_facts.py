@@ -98,7 +98,7 @@ def load(name: str) -> dict[str, Any]:  # TOML: each reader knows the shape of i
 
 @cache
 def words(split: Split) -> tuple[str, ...]:
-    """Common English words for spelling; those of "test" never occur in a training conversation."""
+    """Common English words for spelling; no training text counts letters in those of "test"."""
     name = "words.txt" if split == "train" else "words_held_out.txt"
     return tuple((resources.files("nanochat") / "data" / name).read_text(encoding="utf-8").split())
 

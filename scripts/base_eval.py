@@ -16,7 +16,7 @@ from nanochat.core_eval import CoreTask, Kind, core_metric, evaluate_core_task, 
 from nanochat.engine import Engine
 from nanochat.log import print0, progress
 from nanochat.paths import core_dir
-from nanochat.report import Score
+from nanochat.report import Score, Stage
 from nanochat.runtime import Runtime
 
 WORLD_BASELINES = {"multiple_choice": 0.25, "schema": 0.5, "language_modeling": 0.0}
@@ -26,7 +26,7 @@ WORLD_BASELINES = {"multiple_choice": 0.25, "schema": 0.5, "language_modeling": 
 class Config:
     """Flags of base_eval."""
 
-    source: Annotated[str, arg(aliases=["-i"])] = "base"
+    source: Annotated[Stage, arg(aliases=["-i"])] = "base"
     """Stage of the model."""
     model_tag: Annotated[str | None, arg(aliases=["-g"])] = None
     """Tag of the model; unset: the one trained last."""

@@ -5,7 +5,7 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_loss -g d20
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, get_args
 
 from tyro.conf import arg
 
@@ -13,7 +13,7 @@ from nanochat import command, dataset, report
 from nanochat.checkpoint_manager import load_model
 from nanochat.log import print0
 from nanochat.plan import plan_training
-from nanochat.report import Score
+from nanochat.report import Score, Stage
 from nanochat.runtime import Runtime
 from nanochat.training import Validation
 
@@ -22,7 +22,7 @@ from nanochat.training import Validation
 class Config:
     """Flags of base_loss."""
 
-    source: Annotated[str, arg(aliases=["-i"])] = "base"
+    source: Annotated[Stage, arg(aliases=["-i"])] = "base"
     """Stage of the model."""
     model_tag: Annotated[str | None, arg(aliases=["-g"])] = None
     """Tag of the model; unset: the one trained last."""
@@ -56,7 +56,7 @@ def main(config: Config) -> None:
             unembedding_lr=0.0,
         )  # fmt: skip
         scores = []
-        for split in ("train", "val"):
+        for split in get_args(dataset.Split):
             result = Validation(config.eval_tokens, plan, tokenizer, source, runtime, split).measure(model)
             print0(f"{split:<6} {result.bpb:.4f} bits per byte, loss {result.loss:.4f} over {result.tokens:,} tokens")
             scores.append(Score(f"{split} bpb", config.source, result.bpb, result.tokens))

@@ -5,7 +5,7 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -i sft -a GSM8K MM
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import arg
 
@@ -14,6 +14,7 @@ from nanochat.checkpoint_manager import load_model
 from nanochat.command import UserError
 from nanochat.engine import Engine
 from nanochat.log import print0, progress
+from nanochat.report import Stage
 from nanochat.runtime import Runtime
 from nanochat.task_eval import evaluate_task
 from tasks import load_task
@@ -27,7 +28,7 @@ class Config:
         "ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "SpellingBee",
     )  # fmt: skip
     """Tasks by name; HumanEval runs what the model writes and wants unsafe_exec."""
-    source: Annotated[Literal["base", "mid", "sft", "rl"], arg(aliases=["-i"])] = "sft"
+    source: Annotated[Stage, arg(aliases=["-i"])] = "sft"
     """Stage of the model."""
     model_tag: Annotated[str | None, arg(aliases=["-g"])] = None
     """Tag of the model; unset: the one trained last."""
@@ -77,7 +78,7 @@ def main(config: Config) -> None:
                 task, name, config.source, engine, runtime, max_problems=config.max_problems,
                 batch_size=config.batch_size, num_samples=config.num_samples, max_tokens=config.max_tokens,
                 temperature=config.temperature, top_k=config.top_k, seed=config.seed,
-                on_progress=lambda count, bar=bar: bar.update(count * runtime.world_size),
+                on_progress=bar.update,
             )  # fmt: skip
             bar.close()
             print0(f"{name:<16} {score.value:7.2%}  ({score.low:.1%} to {score.high:.1%}, {score.count:,} problems)")

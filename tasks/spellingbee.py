@@ -1,7 +1,7 @@
 """SpellingBee: how often a letter occurs in a word, counted by the tool: `'strawberry'.count('r')`.
 
-The test asks in phrasings, and for pairs of word and letter, that no training text contains; half of its words occur
-in no training conversation at all. Its first problem is strawberry's r.
+The test asks in phrasings, and for pairs of word and letter, that no training text contains; in half of its words no
+training text counts letters at all (such a word is only spelled or put in quotes). Its first problem is strawberry's r.
 """
 
 from nanochat.tinyworld_chats import conversation

@@ -11,7 +11,7 @@ from tasks.common import Conversation, Task
 TRAIN_EXAMPLES = 8000
 TEST_EXAMPLES = 400
 # The kinds take turns; how often a kind stands here is its share.
-KINDS: tuple[Kind, ...] = ("talk", "multi", "talk", "story", "multi", "talk", "unknown", "multi", "talk", "multi")
+KINDS: tuple[Kind, ...] = ("talk", "multi", "quote", "story", "multi", "talk", "unknown", "quote", "talk", "multi")
 
 
 class TinyChat(Task):
