@@ -8,13 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# what a metrics.jsonl holds besides the curves: positions, clocks and settings
+# what a metrics.jsonl holds besides the curves: positions, clocks, settings, and means that are drawn here anyway
 NO_CURVES = re.compile(
-    r"steps?|.*tokens|.*seconds|.*_?ms|mfu|.*_per_second|epoch|lr|lr_.*|.*multiplier|progress|.*time"
+    r"steps?|smooth_.*|.*tokens|.*seconds|.*_?ms|mfu|.*_per_second|epoch|lr|lr_.*|.*multiplier|progress|.*time"
 )
 NAMES = {
     "loss": "training loss (nats per token)",
     "val_bpb": "validation (bits per byte)",
+    "val_loss": "validation loss (nats per token)",
     "reward": "mean reward",
 }
 MOST_CURVES = 6
@@ -22,11 +23,16 @@ SMOOTHED_FROM = 60  # points from which a running mean is drawn over the raw val
 
 
 def curves(metrics: Sequence[Mapping[str, object]]) -> tuple[str, dict[str, tuple[list[float], list[float]]]]:
-    """The name of x ("tokens" or "step"), and for every curve its xs and ys; known curves come first."""
-    over = "tokens" if any(_number(record.get("tokens")) is not None for record in metrics) else "step"
+    """The name of x ("tokens" or "step"), and for every curve its xs and ys; known curves come first.
+
+    A record that tells only its step stands at the tokens that another record of that step tells.
+    """
+    tokens = {_number(r.get("step")): _number(r["tokens"]) for r in metrics if _number(r.get("tokens")) is not None}
+    over = "tokens" if tokens else "step"
     found: dict[str, tuple[list[float], list[float]]] = {}
     for record in metrics:
-        x = _number(record.get(over))
+        step = _number(record.get("step"))
+        x = _number(record.get(over, tokens.get(step, 0.0 if step == 0 else None)))
         for key, value in record.items():
             y = _number(value)
             if x is not None and y is not None and not NO_CURVES.fullmatch(key):

@@ -37,6 +37,16 @@ def test_the_running_mean_of_a_constant_is_the_constant_from_the_first_point_on(
     assert running_mean([0.0, 1.0], decay=0.5) == pytest.approx([0.0, 2 / 3])
 
 
+def test_a_record_without_tokens_stands_where_its_step_stands() -> None:
+    metrics = [
+        {"step": 0, "val_loss": 9.0},
+        {"step": 1, "tokens": 100, "loss": 3.0, "smooth_loss": 3.0},
+        {"step": 1, "val_loss": 2.0},
+        {"step": 7, "val_loss": 1.0},
+    ]
+    assert curves(metrics) == ("tokens", {"loss": ([100.0], [3.0]), "val_loss": ([0.0, 100.0], [9.0, 2.0])})
+
+
 def test_nothing_to_draw_draws_nothing(tmp_path: Path) -> None:
     assert not draw_curves([{"step": 1, "note": "x"}], "t", tmp_path / "t.png")
     assert list(tmp_path.iterdir()) == []
