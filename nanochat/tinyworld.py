@@ -189,6 +189,19 @@ def _spelling_document(generator: random.Random, target: int) -> str:
     return _joined(lines(), target, "\n")
 
 
+def _quoting_document(generator: random.Random, target: int) -> str:
+    """Words and, a line below, the same words in quotes: nothing but the other tokens that a quoted word is."""
+    vocabulary = words("train") + 2 * words("test")
+
+    def lines() -> Iterator[str]:
+        while True:
+            word = generator.choice(vocabulary)
+            typed = generator.choice((word, word, f"'{word}'", f'"{word}"'))
+            yield f"{generator.choice(('in', 'in the word', 'word'))} {typed}?\n'{word}'"
+
+    return _joined(lines(), target, "\n")
+
+
 def _spelling_lines(generator: random.Random, word: str) -> list[str]:
     """Two things to say about a word: how it looks in quotes, and its letters."""
     typed = generator.choice((word, word, f"'{word}'", f'"{word}"'))
@@ -212,12 +225,13 @@ def _weighted_relation(generator: random.Random) -> Relation:
 
 
 _MAKERS: dict[Callable[[random.Random, int], str], int] = {
-    _subject_document: 28,
-    _list_document: 22,
+    _subject_document: 26,
+    _list_document: 20,
     _question_document: 15,
     _story_document: 10,
     _sum_document: 8,
     _spelling_document: 17,
+    _quoting_document: 12,
 }
 
 

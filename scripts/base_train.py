@@ -7,8 +7,6 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_train --depth=20
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from nanochat.tokenizer import get_tokenizer
-
 from nanochat import command, dataset, report
 from nanochat.checkpoint_manager import build_model, find_checkpoint
 from nanochat.core_eval import core_metric, evaluate_core_task, read_bundle, read_rows
@@ -21,6 +19,7 @@ from nanochat.paths import core_dir
 from nanochat.plan import plan_training
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier, muon_momentum
+from nanochat.tokenizer import get_tokenizer
 from nanochat.training import CompileMode, Progress, Run, Validation, accumulate, compiled, due
 
 SAMPLE_PROMPTS = (
@@ -63,7 +62,7 @@ class Config:
     warmdown_ratio: float = 0.4
     """Share of the steps in which the rate falls to zero."""
     eval_every: int = 250
-    """Steps between measurements of validation bpb; 0: never."""
+    """Steps between measurements of validation bpb, besides before and after; 0: none."""
     eval_tokens: int = 20 * 524_288
     """Tokens of such a measurement, at most."""
     core_every: int = 2000
@@ -135,7 +134,7 @@ def main(config: Config) -> None:
         with run.open_metrics(config.run) as metrics:
             while True:
                 step = run.progress.step
-                if due(step, config.eval_every, plan.num_iterations):
+                if due(step, config.eval_every, plan.num_iterations) or (step == 0 and config.eval_every > 0):
                     val_bpb = validation.measure(model).bpb
                     metrics.log({"step": step, "tokens": step * plan.total_batch_size, "val_bpb": val_bpb})
                     print0(f"step {step:05d} | validation {val_bpb:.4f} bits per byte")
