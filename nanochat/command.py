@@ -5,6 +5,8 @@ Dashes and underscores in flags mean the same.
 """
 
 import errno
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -24,11 +26,19 @@ def run(main: Callable[[C], None], config_class: type[C], arguments: Sequence[st
     """
     import tyro
 
-    config = tyro.cli(config_class, args=arguments, description=sys.modules[main.__module__].__doc__)
+    room = sys.modules[main.__module__]
+    # a help text is wrapped paragraph by paragraph: every command of the docstring becomes one of its own
+    description = re.sub(r"\n\s*(?=(python|torchrun) )", "\n\n", room.__doc__ or "")
+    program = f"python -m {room.__spec__.name}" if room.__spec__ else None
+    config = tyro.cli(config_class, prog=program, args=arguments, description=description)
     try:
         main(config)
+        sys.stdout.flush()
     except UserError as mistake:
         sys.exit(_complain(str(mistake)))
+    except BrokenPipeError:  # whoever read our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at the end
+        sys.exit(141)
     except (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError) as refusal:
         sys.exit(_complain(f"{refusal.strerror}: {refusal.filename}"))
     except OSError as refusal:
