@@ -10,9 +10,11 @@ Shapes: N tokens, D width, V vocabulary.
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-# Logits of one chunk, in values: larger ones leave the processor's cache, smaller ones starve the matrix unit.
-CHUNK_VALUES_CPU = 1 << 21
-CHUNK_VALUES_GPU = 1 << 28
+# Values (tokens x vocabulary) at a time. A chunk goes through the matrix unit: below some hundred tokens the head's
+# gradient is added up too often. A block goes through the point-wise operations: on a CPU it has to stay in the cache.
+CHUNK_VALUES = {"cpu": 1 << 23, "other": 1 << 28}
+BLOCK_VALUES = {"cpu": 1 << 18, "other": 1 << 28}
+LEAST_CHUNK_TOKENS = 256
 
 
 def chunked_cross_entropy(
@@ -48,27 +50,24 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         softcap: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_gradient = x.requires_grad or head.requires_grad
-        values = CHUNK_VALUES_CPU if x.device.type == "cpu" else CHUNK_VALUES_GPU
-        rows = max(16, values // head.size(0))
+        kind = "cpu" if x.device.type == "cpu" else "other"
+        chunk_tokens = max(LEAST_CHUNK_TOKENS, CHUNK_VALUES[kind] // head.size(0))
+        block_tokens = max(1, BLOCK_VALUES[kind] // head.size(0))
         cast_head = head.to(x.dtype)
+        index = targets.clamp_min(0).unsqueeze(1)  # (N, 1)
         losses = torch.empty(x.size(0), dtype=torch.float32, device=x.device)
         x_gradient = torch.empty_like(x) if needs_gradient else None
         head_gradient = torch.zeros_like(head) if needs_gradient else None
-        for start in range(0, x.size(0), rows):
-            chunk = slice(start, start + rows)
-            logits = capped_logits(x[chunk], cast_head, softcap)  # (n, V)
-            index = targets[chunk].clamp_min(0).unsqueeze(1)  # (n, 1)
-            normaliser = logits.logsumexp(1, keepdim=True)
-            losses[chunk] = (normaliser - logits.gather(1, index)).squeeze(1)
-            if x_gradient is None or head_gradient is None:
-                continue
-            slope = (logits / softcap).square_().neg_().add_(1.0) if softcap is not None else None  # d capped / d raw
-            gradient = logits.sub_(normaliser).exp_()  # softmax
-            gradient.scatter_add_(1, index, torch.full_like(normaliser, -1.0))
-            gradient.mul_(weights[chunk].unsqueeze(1))
-            gradient = (gradient.mul_(slope) if slope is not None else gradient).to(x.dtype)
-            x_gradient[chunk] = gradient @ cast_head
-            head_gradient += gradient.mT @ x[chunk]
+        for start in range(0, x.size(0), chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            raw = x[chunk] @ cast_head.mT  # (n, V), overwritten by its gradient
+            for first in range(0, raw.size(0), block_tokens):
+                block = raw[first : first + block_tokens]
+                place = slice(start + first, start + first + block.size(0))
+                losses[place] = _block(block, index[place], weights[place], softcap, needs_gradient)
+            if x_gradient is not None and head_gradient is not None:
+                x_gradient[chunk] = raw @ cast_head
+                head_gradient += raw.mT @ x[chunk]
         if x_gradient is not None and head_gradient is not None:
             ctx.save_for_backward(x_gradient, head_gradient)
         ctx.mark_non_differentiable(losses)
@@ -81,3 +80,30 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         x_gradient, head_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
         return x_gradient * scale, head_gradient * scale, None, None, None
+
+
+def _block(
+    raw: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, softcap: float | None, needs_gradient: bool
+) -> torch.Tensor:
+    """Losses (n,) of raw logits (n, V), which are then overwritten by the gradient of the weighted loss.
+
+    In float32, with as few passes over (n, V) as there are distinct operations.
+    """
+    if softcap is None:
+        logits = raw.float()
+    else:
+        squeezed = raw.float().mul_(1 / softcap).tanh_()
+        logits = squeezed * softcap
+    if softcap is None or softcap > 30:  # below that no exponential can overflow
+        logits -= logits.amax(1, keepdim=True)
+    picked = logits.gather(1, index)
+    exponentials = logits.exp_()
+    total = exponentials.sum(1, keepdim=True)
+    losses = (total.log() - picked).squeeze(1)
+    if needs_gradient:
+        weight = weights.unsqueeze(1)
+        gradient = exponentials.mul_(weight / total).scatter_add_(1, index, -weight)
+        if softcap is not None:  # d squeezed = 1 - squeezed^2
+            gradient.addcmul_(gradient, squeezed.square_(), value=-1)
+        raw.copy_(gradient)
+    return losses
