@@ -7,15 +7,14 @@ def lr_multiplier(
     """The factor on every learning rate at `step` of 0 .. num_iterations - 1: a trapezoid.
 
     Rises linearly over `warmup_iters` steps, stays at 1, and falls linearly towards `final_fraction` over the last
-    `warmdown_ratio` of the steps.
+    `warmdown_ratio` of the steps. Where the two overlap the lower one counts, so that the rate never jumps.
     """
-    if step < warmup_iters:
-        return (step + 1) / warmup_iters
+    rise = (step + 1) / warmup_iters if step < warmup_iters else 1.0
     warmdown_iters = round(warmdown_ratio * num_iterations)
     remaining = num_iterations - step
     if remaining >= warmdown_iters:
-        return 1.0
-    return final_fraction + (1 - final_fraction) * remaining / warmdown_iters
+        return rise
+    return min(rise, final_fraction + (1 - final_fraction) * remaining / warmdown_iters)
 
 
 def muon_momentum(step: int, ramp_iters: int = 300) -> float:
