@@ -82,12 +82,19 @@ def plan_training(
             f"tokens x {world_size} ranks = {micro_batch}; the nearest that is: {nearest}"
         )
     if num_iterations is None:
+        if not target_param_data_ratio > 0:
+            raise UserError(f"--target_param_data_ratio={target_param_data_ratio} is not above 0 tokens per parameter")
         num_iterations = max(1, round(target_param_data_ratio * config.num_params / total_batch_size))
     if num_iterations < 1:
         raise UserError(f"--num_iterations must be at least 1, got {num_iterations}")
     if warmup_iters < 0 or not 0 <= warmdown_ratio <= 1:
         raise UserError(
             f"warm-up takes 0 steps or more and warm-down a share in 0..1, got {warmup_iters}, {warmdown_ratio}"
+        )
+    if min(matrix_lr, embedding_lr, unembedding_lr, weight_decay) < 0:
+        raise UserError(
+            "learning rates and --weight_decay are 0 or more, got "
+            f"{matrix_lr:g}, {embedding_lr:g}, {unembedding_lr:g} and {weight_decay:g}"
         )
     width_scale = (config.n_embd / 768) ** -0.5
     total_tokens = num_iterations * total_batch_size
@@ -133,5 +140,8 @@ def plan_finetuning(
         unembedding_lr=0.0, weight_decay=pretraining["weight_decay"], warmdown_ratio=warmdown_ratio,
     )  # fmt: skip
     return replace(
-        plan, **{name: pretraining[name] * init_lr_frac for name in ("matrix_lr", "embedding_lr", "unembedding_lr")}
+        plan,
+        matrix_lr=pretraining["matrix_lr"] * init_lr_frac,
+        embedding_lr=pretraining["embedding_lr"] * init_lr_frac,
+        unembedding_lr=pretraining["unembedding_lr"] * init_lr_frac,
     )
