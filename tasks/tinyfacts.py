@@ -5,19 +5,15 @@ right sentence, the same sentence with two wrong values, and the true sentence a
 repeat the subject leaves three, knowing the facts without reading the question leaves two; chance is 25 %.
 """
 
-from nanochat.tinyworld_chats import conversation
-from nanochat.tinyworld_facts import Split, facts
-from tasks.common import Conversation, EvalType, Task
-
-TRAIN_EXAMPLES = 8000
+from nanochat.tinyworld_facts import facts
+from tasks.common import EvalType
+from tasks.tinyworld import WorldTask
 
 
-class TinyFacts(Task):
+class TinyFacts(WorldTask):
     """Questions of fact with four replies to choose from; every fact of the world once in the test."""
 
-    def __init__(self, split: Split = "train", start: int = 0, stop: int | None = None, step: int = 1):
-        super().__init__(start, stop, step)
-        self.split = split
+    kinds = ("facts",)
 
     @property
     def eval_type(self) -> EvalType:
@@ -26,8 +22,4 @@ class TinyFacts(Task):
 
     def num_examples(self) -> int:
         """How many questions the split has."""
-        return TRAIN_EXAMPLES if self.split == "train" else len(facts())
-
-    def get_example(self, index: int) -> Conversation:
-        """The question at `index` with its reply and `choices`."""
-        return conversation(self.split, "facts", index)
+        return super().num_examples() if self.split == "train" else len(facts())

@@ -7,7 +7,7 @@ from tasks import load_task
 from tasks.spellingbee import SpellingBee
 from tasks.tinychat import TinyChat
 from tasks.tinyfacts import TinyFacts
-from tasks.tinymath import TinyMath, final_number
+from tasks.tinymath import TinyMath
 
 TASKS = [TinyFacts, TinyMath, SpellingBee, TinyChat]
 
@@ -68,21 +68,6 @@ def test_the_first_test_problems_are_those_that_everybody_tries():
     assert [part.text for part in product.messages[1].parts] == ["137*46", "6302", "137 * 46 = 6302\n#### 6302"]
     assert "strawberry" in letter.messages[0].text
     assert [part.text for part in letter.messages[1].parts][:2] == ["'strawberry'.count('r')", "3"]
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("137 * 46 = 6302\n#### 6302", "6302"),
-        ("#### 5\nno, #### 1,234 apples", "1234"),
-        ("#### -4", "-4"),
-        ("####", None),
-        ("6302", None),
-        ("#### many", None),
-    ],
-)
-def test_the_number_after_the_last_mark_counts(text, number):
-    assert final_number(text) == number
 
 
 def test_a_reply_without_a_number_is_wrong_even_where_the_problem_has_none():
