@@ -147,5 +147,5 @@ def demo_letter() -> Problem:
 def count_letter(word: str, letter: str, question: str) -> Problem:
     """The letter count as a problem."""
     count = word.count(letter)
-    spoken = f"The letter {letter} occurs {count} {'time' if count == 1 else 'times'} in '{word}'."
+    spoken = f"The letter {letter} occurs {count} {'time' if count == 1 else 'times'}."
     return Problem(question, f"'{word}'.count('{letter}')", str(count), spoken)
