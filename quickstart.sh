@@ -17,20 +17,21 @@ python -m scripts.tok_train --data=tinyworld --vocab_size=4096
 python -m scripts.tok_eval --data=tinyworld
 
 # base: predict text
-python -m scripts.base_train --data=tinyworld --depth=4 --max_seq_len=256 --device_batch_size=16 --total_batch_size=4096 --num_iterations=300
+python -m scripts.base_train --data=tinyworld --depth=4 --max_seq_len=256 --device_batch_size=16 --total_batch_size=4096 --num_iterations=300 --eval_every=150
 python -m scripts.base_loss
 python -m scripts.base_eval
+python -m scripts.chat_eval -i base -a TinyFacts
 
 # mid: conversations and tools
-python -m scripts.mid_train --tasks TinyChat TinyMath SpellingBee
+python -m scripts.mid_train --tasks TinyChat TinyMath:5000 SpellingBee --device_batch_size=16 --num_iterations=220
 python -m scripts.chat_eval -i mid -a TinyFacts TinyMath SpellingBee
 
 # sft: answer as the assistant
-python -m scripts.chat_sft --tasks TinyChat TinyMath SpellingBee
+python -m scripts.chat_sft --tasks TinyChat TinyMath:5000 SpellingBee --device_batch_size=16 --num_iterations=80
 python -m scripts.chat_eval -i sft -a TinyFacts TinyMath SpellingBee
 
 # rl: practise arithmetic
-python -m scripts.chat_rl --task TinyMath
+python -m scripts.chat_rl --task TinyMath --examples_per_step=8 --num_samples=8 --num_iterations=20 --max_tokens=48 --eval_problems=200 --eval_samples=4
 python -m scripts.chat_eval -i rl -a TinyFacts TinyMath SpellingBee
 
 # talk

@@ -231,7 +231,7 @@ _MAKERS: dict[Callable[[random.Random, int], str], int] = {
     _story_document: 10,
     _sum_document: 8,
     _spelling_document: 17,
-    _quoting_document: 24,
+    _quoting_document: 20,
 }
 
 

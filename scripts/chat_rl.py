@@ -18,7 +18,7 @@ from nanochat.log import print0, progress
 from nanochat.rollout import PromptOrder, learn, pass_at_k, sample_rollouts
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier
-from nanochat.training import start_finetuning
+from nanochat.training import clock, start_finetuning
 from tasks import load_task
 
 
@@ -129,7 +129,8 @@ def main(config: Config) -> None:
                 seconds = run.progress.end(-reward, multiplier, runtime)["step_seconds"]
                 metrics.log({"step": step + 1, "reward": reward, "sampled_tokens": sampled, "step_seconds": seconds})
                 print0(f"step {step + 1:05d}/{iterations:05d} | reward {reward:.3f} | lr x{multiplier:.2f} "
-                       f"| {sampled:,} sampled tokens | {float(seconds) * 1000:.0f} ms")  # fmt: skip
+                       f"| {sampled:,} sampled tokens | {float(seconds) * 1000:.0f} ms "
+                       f"| {clock(run.progress.remaining_seconds)} left")  # fmt: skip
 
         facts = {"task": config.task, "steps": iterations, "pass_at_k_before": measured.get(0),
                  "pass_at_k_after": measured[iterations], "device": runtime.device_name,
