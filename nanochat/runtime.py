@@ -48,9 +48,14 @@ class Runtime:
         if kind not in _present():
             raise UserError(f"--device_type={kind} is not on this machine; present: {', '.join(_present())}")
         rank, local_rank, world_size = (int(os.environ.get(k, d)) for k, d in _TORCHRUN.items())
+        if kind == "cuda" and local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"local rank {local_rank} has no GPU of its own: this machine has {torch.cuda.device_count()}; "
+                "start as many processes (--nproc_per_node) as there are GPUs"
+            )
         _seed_everything(seed)
         if kind == "cpu":
-            torch.set_num_threads(threads or max(1, hardware.available_cores() // world_size))
+            torch.set_num_threads(threads or _fair_threads(world_size))
             keep_freed_memory()
         device = torch.device(kind, local_rank) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
@@ -84,10 +89,11 @@ class Runtime:
             torch.mps.synchronize()
 
     def sum_over_ranks(self, *values: float) -> list[float]:
-        """The sums over all ranks of a few numbers, in float64 (float32 on mps)."""
+        """The sums over all ranks of a few numbers, in float64."""
         if self.world_size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        wide = self.device if self.device.type == "cuda" else "cpu"  # mps has no float64
+        tensor = torch.tensor(values, dtype=torch.float64, device=wide)
         dist.all_reduce(tensor)
         return tensor.tolist()
 
@@ -112,6 +118,14 @@ class Runtime:
 
 
 _TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+
+
+def _fair_threads(world_size: int) -> int:
+    """This rank's share of the cores; for a single process OMP_NUM_THREADS is heeded (torchrun sets it to 1 itself)."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if world_size == 1 and asked.isdigit() and int(asked) > 0:
+        return int(asked)
+    return max(1, hardware.available_cores() // world_size)
 
 
 def autodetect_device_type() -> str:
@@ -155,8 +169,10 @@ def _seed_everything(seed: int) -> None:
 def random_states(runtime: Runtime) -> dict[str, object]:
     """The states of the global generators, as values that JSON can hold."""
     version, words, gauss = random.getstate()
+    name, numpy_words, position, has_gauss, numpy_gauss = numpy.random.get_state(legacy=True)
     states: dict[str, object] = {
         "python": [version, list(words), gauss],
+        "numpy": [name, [int(word) for word in numpy_words], position, has_gauss, numpy_gauss],
         "torch": torch.get_rng_state().numpy().tobytes().hex(),
     }
     if runtime.device.type == "cuda":
@@ -170,6 +186,9 @@ def restore_random_states(states: dict[str, object], runtime: Runtime) -> None:
     assert isinstance(python_state, list), f"no state of Python's generator but {python_state!r}"
     version, words, gauss = python_state
     random.setstate((version, tuple(words), gauss))
+    numpy_state = states["numpy"]
+    assert isinstance(numpy_state, list), f"no state of numpy's generator but {numpy_state!r}"
+    numpy.random.set_state(tuple(numpy_state))
     torch.set_rng_state(_bytes_tensor(states["torch"]))
     if runtime.device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(_bytes_tensor(states["cuda"]), runtime.device)

@@ -1,0 +1,82 @@
+"""Tiny parts for the tests of floors 2 to 4: a real tokenizer, models without a zero, a model that recites."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+import torch
+
+from nanochat.gpt import GPT
+from nanochat.gpt_config import GPTConfig
+from nanochat.kv_cache import KVCache
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import RustBPETokenizer
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+TEXT = "The capital of France is Paris. The sky is blue. What is 137 * 46? The answer is 6302. Who are you?"
+
+
+def rank(number: int, world_size: int) -> Runtime:
+    """A rank that has no others to talk to: for what is shared out without a word."""
+    return Runtime(torch.device("cpu"), torch.float32, number, world_size)
+
+
+@cache
+def tiny_tokenizer() -> RustBPETokenizer:
+    """A few merges over the bytes, and the nine specials."""
+    return RustBPETokenizer.train_from_iterator([TEXT], vocab_size=300)
+
+
+def random_model(config: GPTConfig, seed: int = 0) -> GPT:
+    """A model in which no matrix is zero, so that every part of it shows in the logits."""
+    model = GPT(config)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def tiny_model(sequence_len: int = 64, seed: int = 0, **sizes: int) -> GPT:
+    """A random model over the tiny tokenizer's vocabulary, its keys shared by two heads."""
+    given = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, **sizes}
+    return random_model(GPTConfig(sequence_len, tiny_tokenizer().get_vocab_size(), **given), seed)
+
+
+class Reciter:
+    """In a model's place: after a prompt of equal ids it likes best, id by id, what its script for that id says.
+
+    Forced ids take their places in the script too. Behind the script's end it likes `after`. The script's key and the
+    prompt's length lie in the cache, so that they follow their row wherever it goes.
+    """
+
+    device = torch.device("cpu")
+    dtype = torch.float32
+
+    def __init__(self, scripts: Mapping[int, Sequence[int]], vocab_size: int, after: int, sequence_len: int = 64):
+        self.scripts, self.after = scripts, after
+        self.config = GPTConfig(sequence_len, vocab_size, n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
+        self.fed = 0  # tokens of all rows, for counting what is computed
+
+    def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        """(B, T, 2): the script's key, and how many ids have come behind the prompt."""
+        assert cache is not None, "a reciter only goes on"
+        rows, tokens = idx.shape
+        assert max(cache.lengths) + tokens <= self.config.sequence_len, "behind the context's end"
+        self.fed += idx.numel()
+        cache.reserve(tokens)
+        store = cache.layers[0][0, :, 0, 0]  # (B, 2)
+        if max(cache.lengths) == 0:
+            store[:, 0], store[:, 1] = idx[:, 0].float(), (idx != 0).sum(1).float()
+        seen = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(1, tokens + 1)  # (B, T)
+        cache.advance(tokens)
+        return torch.stack((store[:, :1].expand(rows, tokens), seen - store[:, 1:]), dim=-1)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., 2) to (..., V)."""
+        logits = torch.full((*hidden.shape[:-1], self.config.vocab_size), -30.0)
+        flat = logits.view(-1, self.config.vocab_size)
+        for row, (key, number) in enumerate(hidden.reshape(-1, 2).long().tolist()):
+            script = self.scripts[key]
+            flat[row, script[number] if 0 <= number < len(script) else self.after] = 30.0
+        return logits
