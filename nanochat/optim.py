@@ -98,7 +98,7 @@ class MuonAdamW:
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         denominator = (second / (1 - beta2**self.steps)).sqrt_().add_(self.rates.adam_eps)
-        weights = self._my_share(parameter.data.flatten(), average=False)
+        weights = self._my_share(parameter.data.view(-1), average=False)
         weights.mul_(1 - rate * self.rates.weight_decay)
         weights.addcdiv_(first, denominator, value=-rate / (1 - beta1**self.steps))
         if self.world_size > 1:  # a single rank has updated the parameter itself: its share is a view of it
