@@ -129,7 +129,10 @@ class Engine:
         seed: int,
     ) -> Iterator[list[_Row]]:
         """After every step, the rows that took an id in it."""
+        if temperature < 0 or (top_k or 0) < 0:
+            raise UserError(f"temperature and top_k are 0 or more, got {temperature} and {top_k}")
         for prompt in prompts:
+            assert prompt, "an empty prompt has no last id to go on from: lead it with <|bos|>"
             if len(prompt) >= self.context_len:
                 raise ContextOverflow(
                     f"the prompt has {len(prompt)} tokens, the model's context is {self.context_len}; shorten it"
