@@ -2,6 +2,6 @@
 
 import os
 
-# Read by OpenMP when torch is imported, so it is set before. Threads that wait for each other must sleep, not spin: with
-# one other busy process on two cores a training step took 4 to 10 s spinning and 1.0 to 1.7 s sleeping.
+# OpenMP reads this when torch is imported, so it is set before. Threads that wait for each other must sleep, not spin:
+# with one other busy process on two cores a training step took 4 to 10 s spinning and 1.0 to 1.7 s sleeping.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
