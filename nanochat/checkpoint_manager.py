@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, verified before use, never unpickled.
 
-A step's folder is written beside its place, every file synced, the manifest (sizes and SHA-256) last, and then renamed.
-Valid means: the manifest verifies. `checkpoints/<stage>/<tag>/step_000000/` holds
+A step's folder is written beside its place, every file synced, the manifest (sizes and SHA-256) last, and then renamed;
+one that it replaces steps aside until then. Valid means: the manifest verifies.
+`checkpoints/<stage>/<tag>/step_000000/` holds
 
     model.safetensors   weights in float32, by parameter name
     optim.safetensors   the optimizer's state by parameter name, for resuming
@@ -33,20 +34,25 @@ from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 FORMAT_VERSION = 1
 STAGE_COMMANDS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
+REQUIRED_FILES = {"model.safetensors", "state.json", "meta.json"}
+_ASIDE = ".tmp-old"
 Meta = dict[str, object]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A step's folder, found and verified."""
+    """A step's folder, found and verified; `skipped` says which newer ones were not valid, and why."""
 
     folder: Path
     meta: Meta
+    skipped: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
         """The number of optimizer updates that it has behind it."""
-        return int(self.folder.name.removeprefix("step_"))
+        step = _step_of(self.folder)
+        assert step is not None, f"{self.folder} is no step's folder"
+        return step
 
     @property
     def tag(self) -> str:
@@ -71,8 +77,7 @@ def save_checkpoint(
     """Write `folder/step_<step>`; a folder of that name is replaced only when the new one is complete."""
     final = folder / f"step_{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob("step_*.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a run that was killed while writing
+    _clear_up(folder)
     part = folder / f"{final.name}.tmp-{os.getpid()}"
     part.mkdir()
     try:
@@ -84,15 +89,12 @@ def save_checkpoint(
         _save_json(part / "manifest.json", _manifest(part))
         _sync(part)
         if final.exists():
-            os.replace(final, old := folder / f"{final.name}.tmp-old-{os.getpid()}")
-            os.replace(part, final)
-            shutil.rmtree(old)
-        else:
-            os.replace(part, final)
-    except BaseException:
+            os.replace(final, folder / (final.name + _ASIDE))
+        os.replace(part, final)
+        _sync(folder)
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise
-    _sync(folder)
+        _clear_up(folder)
     return final
 
 
@@ -105,24 +107,24 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
         raise UserError(f"no stage is called {stage!r}; stages are {', '.join(STAGE_COMMANDS)}")
     command = f"python -m scripts.{STAGE_COMMANDS[stage]}"
     root = paths.checkpoints_dir(stage)
-    tags = {p.parent.name for p in root.glob("*/step_*") if _step_of(p) is not None} if root.is_dir() else set()
+    tags = {p.parent.name: p.parent for p in root.glob("*/step_*") if _step_of(p) is not None}
     if not tags:
         raise UserError(f"no {stage} checkpoint in {root}; run `{command}` first")
     if tag is None:
-        tag = max(tags, key=lambda t: max(p.stat().st_mtime for p in (root / t).glob("step_*")))
+        tag = max(tags, key=lambda t: max(p.stat().st_mtime for p in _steps(tags[t]).values()))
     if tag not in tags:
         raise UserError(f"no {stage} checkpoint with the tag {tag!r}; there are {', '.join(sorted(tags))}")
-    steps = sorted((s for p in (root / tag).iterdir() if (s := _step_of(p)) is not None), reverse=True)
+    steps = _steps(tags[tag])
     if step is not None:
         if step not in steps:
             raise UserError(f"no {stage} checkpoint of {tag} at step {step}; there are {', '.join(map(str, steps))}")
-        steps = [step]
-    complaints = []
-    for candidate in steps:
-        folder = root / tag / f"step_{candidate:06d}"
+        steps = {step: steps[step]}
+    complaints: list[str] = []
+    for folder in steps.values():
         complaint = verify(folder)
         if complaint is None:
-            return Checkpoint(folder, json.loads((folder / "meta.json").read_text(encoding="utf-8")))
+            meta: Meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            return Checkpoint(folder, meta, tuple(complaints))
         complaints.append(f"{folder}: {complaint}")
     raise UserError(f"no valid {stage} checkpoint of {tag} ({'; '.join(complaints)}); run `{command}` again")
 
@@ -131,17 +133,21 @@ def verify(folder: Path) -> str | None:
     """What is wrong with a checkpoint's folder, in a few words; None when the manifest verifies."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        version = manifest["format_version"]
+        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "it has no readable manifest.json"
-    if manifest.get("format_version") != FORMAT_VERSION:
-        return f"its format is {manifest.get('format_version')}, this code reads {FORMAT_VERSION}"
-    for name, facts in manifest["files"].items():
+    if version != FORMAT_VERSION:
+        return f"its format is {version}, this code reads {FORMAT_VERSION}"
+    if missing := REQUIRED_FILES - files.keys():
+        return f"its manifest.json does not name {', '.join(sorted(missing))}"
+    for name, (size, sha256) in files.items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if _sha256(path) != facts["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _sha256(path) != sha256:
             return f"{name} has been changed or damaged"
     return None
 
@@ -165,7 +171,8 @@ def load_model(
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
     """A checkpoint's model on the device, its tokenizer, and what is known about it.
 
-    For inference the weights are held in the runtime's format; `for_training` keeps them in float32.
+    For inference the weights are held in the runtime's format; `for_training` keeps them in float32. Under "skipped"
+    stands what was wrong with newer steps that had to be passed over. Raises UserError.
     """
     checkpoint = find_checkpoint(stage, model_tag, step)
     tokenizer = get_tokenizer()
@@ -185,7 +192,8 @@ def load_model(
     model.load_state_dict(state)
     if not for_training:
         model.cast_(runtime.dtype).eval()
-    return model, tokenizer, {**checkpoint.meta, "step": checkpoint.step, "tag": checkpoint.tag, "stage": stage}
+    known: Meta = {"step": checkpoint.step, "tag": checkpoint.tag, "stage": stage, "skipped": list(checkpoint.skipped)}
+    return model, tokenizer, {**checkpoint.meta, **known}
 
 
 def build_model(config: GPTConfig, runtime: Runtime) -> GPT:
@@ -197,8 +205,7 @@ def build_model(config: GPTConfig, runtime: Runtime) -> GPT:
 def newest_stage(order: Sequence[str] = ("sft", "mid", "base")) -> str | None:
     """The first stage of `order` that has a checkpoint."""
     for stage in order:
-        root = paths.checkpoints_dir(stage)
-        if root.is_dir() and any(_step_of(path) is not None for path in root.glob("*/step_*")):
+        if any(_step_of(path) is not None for path in paths.checkpoints_dir(stage).glob("*/step_*")):
             return stage
     return None
 
@@ -209,8 +216,25 @@ def tokenizer_sha256() -> str:
 
 
 def _step_of(path: Path) -> int | None:
-    match = re.fullmatch(r"step_(\d+)", path.name)
+    match = re.fullmatch(rf"step_(\d+)({re.escape(_ASIDE)})?", path.name)
     return int(match[1]) if match else None
+
+
+def _steps(folder: Path) -> dict[int, Path]:
+    """A tag's steps, the newest first; one that stepped aside and was never replaced counts too."""
+    found = [(step, path) for path in folder.iterdir() if (step := _step_of(path)) is not None]
+    found.sort(key=lambda pair: (-pair[0], not pair[1].name.endswith(_ASIDE)))
+    return dict(found)  # of two of one step the last, which stands in its place
+
+
+def _clear_up(folder: Path) -> None:
+    """Put back the steps that stepped aside for one that never came; remove all else that is half-written."""
+    for aside in folder.glob(f"step_*{_ASIDE}"):
+        place = aside.with_name(aside.name.removesuffix(_ASIDE))
+        if not place.exists():
+            os.replace(aside, place)
+    for leftover in folder.glob("step_*.tmp-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _manifest(folder: Path) -> dict[str, object]:
@@ -226,7 +250,7 @@ def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _save_json(path: Path, value: object) -> None:
     with path.open("w", encoding="utf-8") as file:
-        json.dump(value, file)
+        file.write(json.dumps(value))  # json.dump streams through Python, ten times slower: a packing buffer is long
         file.flush()
         os.fsync(file.fileno())
 
@@ -235,7 +259,7 @@ def _sync(path: Path) -> None:
     """Force a file or folder to the disk; Windows has no handle for a folder."""
     if path.is_dir() and os.name == "nt":
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs no file opened for reading
     try:
         os.fsync(handle)
     finally:
