@@ -18,7 +18,7 @@ python -m scripts.tok_eval --data=tinyworld
 
 # base: predict text
 python -m scripts.base_train --data=tinyworld --depth=4 --max_seq_len=256 --device_batch_size=16 --total_batch_size=4096 --num_iterations=300 --eval_every=150
-python -m scripts.base_loss
+python -m scripts.base_loss --eval_tokens=131072
 python -m scripts.base_eval
 python -m scripts.chat_eval -i base -a TinyFacts
 

@@ -19,7 +19,7 @@ python -m scripts.tok_eval
 
 # base: predict text
 python -m scripts.base_train --depth=6 --max_seq_len=512 --device_batch_size=16 --total_batch_size=16384 --num_iterations=3000
-python -m scripts.base_loss
+python -m scripts.base_loss --eval_tokens=1048576
 python -m scripts.base_eval
 
 # mid: conversations and tools
