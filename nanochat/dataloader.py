@@ -1,14 +1,15 @@
 """Documents or conversations, packed into rows of ids on the device.
 
-Both loaders are iterators without end that start over in another order when their data is used up, and both have an
-exact `state_dict`: the batch after a resume is the batch that would have come.
+Both loaders are iterators without end that start over in another order when their data is used up (`one_epoch` ends
+them before), and both have an exact `state_dict`: the batch after a resume is the batch that would have come.
 
 Shapes: B rows per rank, T tokens. A row holds T + 1 ids; inputs are all but the last, targets all but the first.
 """
 
 import random
-from bisect import bisect_right, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import numpy
@@ -36,8 +37,9 @@ class DocumentLoader:
     """Text packed into full rows, nothing thrown away and nothing padded.
 
     Every document is led by `<|bos|>`; one longer than a row is cut into pieces, each led by it again. A row takes the
-    longest waiting piece that fits; when none fits, one is cut to fill the row and its rest, led by `<|bos|>`, goes
-    back to wait. Document number i of an epoch goes to rank i modulo the number of ranks.
+    longest waiting piece that fits, of equals the one that has waited longest; when none fits, one is cut to fill the
+    row and its rest, led by `<|bos|>`, goes back to wait. Document number i of an epoch goes to rank i modulo the
+    number of ranks.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class DocumentLoader:
         rows: int,
         tokens: int,
         runtime: Runtime,
-        split: str = "train",
+        split: dataset.Split = "train",
         source: str | None = None,
         buffer_size: int = 256,
         seed: int = 42,
@@ -59,11 +61,8 @@ class DocumentLoader:
             for group in range(len(dataset.row_group_counts(path)))
         ]
         self.bos = tokenizer.get_bos_token_id()
-        self.epoch, self.group, self.offset = (
-            0,
-            0,
-            0,
-        )  # the next row group of the epoch's order, the next document in it
+        self.epochs: int | None = None  # how many to give; None: without end
+        self.epoch = self.group = self.offset = 0  # the next row group of the epoch's order, the next document in it
         self.number = 0  # documents passed in this epoch, over all ranks
         self.used = False  # whether this epoch has given this rank any document
         self.waiting: list[tuple[int, int, list[int]]] = []  # (length, serial number, ids), sorted
@@ -75,9 +74,17 @@ class DocumentLoader:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets, int64 (B, T)."""
-        packed = numpy.array([self._next_row() for _ in range(self.rows)], dtype=numpy.int64)
-        return to_device(packed[:, :-1], self.runtime), to_device(packed[:, 1:], self.runtime)
+        """Inputs and targets, int64 (B, T). Only where the last epoch ends do ignored targets fill up the batch."""
+        self._refill()
+        if not self.waiting:
+            raise StopIteration
+        ids = numpy.full((self.rows, self.tokens + 1), self.bos, dtype=numpy.int64)
+        targets = numpy.full((self.rows, self.tokens), IGNORED_TARGET, dtype=numpy.int64)
+        for number in range(self.rows):
+            row = self._next_row()
+            ids[number, : len(row)] = row
+            targets[number, : max(0, len(row) - 1)] = row[1:]
+        return to_device(ids[:, :-1], self.runtime), to_device(targets, self.runtime)
 
     def state_dict(self) -> State:
         """The position in the data, and the pieces that wait for a row."""
@@ -107,15 +114,16 @@ class DocumentLoader:
         row: list[int] = []
         while (room := self.tokens + 1 - len(row)) > 0:
             self._refill()
+            if not self.waiting:
+                break
             fitting = bisect_right(self.waiting, (room, self.serial))
             if fitting:
-                row += self.waiting.pop(fitting - 1)[2]
+                longest = self.waiting[fitting - 1][0]
+                row += self.waiting.pop(bisect_left(self.waiting, (longest, 0)))[2]
                 continue
             _, _, ids = self.waiting.pop()  # the longest; only its head fits
             row += ids[:room]
-            if room > 1:  # a lone <|bos|> at a row's end is all of the piece that has been used
-                ids = [self.bos, *ids[room:]]
-            self._wait(ids)
+            self._wait([self.bos, *ids[room:]])  # with room for its <|bos|> alone the piece waits as it was
         return row
 
     def _wait(self, ids: list[int]) -> None:
@@ -125,12 +133,15 @@ class DocumentLoader:
     def _refill(self) -> None:
         """Tokenize documents until the buffer is full: many at a time, since the encoder works on all cores."""
         while len(self.waiting) < self.buffer_size:
-            texts = [self._next_document() for _ in range(self.buffer_size)]
+            texts = list(islice(iter(self._next_document, None), self.buffer_size))
+            if not texts:
+                return
             for ids in self.tokenizer.encode(texts):
                 for start in range(0, max(len(ids), 1), self.tokens):
                     self._wait([self.bos, *ids[start : start + self.tokens]])
 
-    def _next_document(self) -> str:
+    def _next_document(self) -> str | None:
+        """The next text of this rank; None behind the last epoch."""
         while True:
             if self.group >= len(self.groups):
                 if not self.used:
@@ -138,6 +149,8 @@ class DocumentLoader:
                         f"rank {self.runtime.rank} of {self.runtime.world_size} gets no document: "
                         "the data has fewer documents than there are ranks; import more or use fewer ranks"
                     )
+                if self.epochs is not None and self.epoch + 1 >= self.epochs:
+                    return None
                 self.epoch, self.group, self.offset, self.number, self.used = self.epoch + 1, 0, 0, 0, False
             if self._loaded != (self.epoch, self.group):
                 path, group = self.groups[self._order()[self.group]]
@@ -182,9 +195,10 @@ class ConversationLoader:
         self.conversations, self.tokenizer, self.runtime = conversations, tokenizer, runtime
         self.rows, self.tokens, self.train_on_all = rows, tokens, train_on_all
         self.buffer_size, self.seed = buffer_size, seed
+        self.epochs: int | None = None  # how many to give; None: without end
         self.epoch, self.position = 0, runtime.rank
         self.waiting: list[int] = []  # indices of conversations
-        self._rendered: dict[int, tuple[list[int], list[int]]] = {}
+        self._rendered: dict[int, tuple[list[int], list[int]]] = {}  # of those
         self._order_of: tuple[int, list[int]] = (-1, [])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -192,6 +206,9 @@ class ConversationLoader:
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and targets, int64 (B, T); a target of -1 is not trained on."""
+        self._refill()
+        if not self.waiting:
+            raise StopIteration
         rows = [self._next_row() for _ in range(self.rows)]
         ids = numpy.array([row for row, _ in rows], dtype=numpy.int64)
         mask = numpy.array([row_mask for _, row_mask in rows], dtype=bool)
@@ -218,7 +235,7 @@ class ConversationLoader:
                 break
             chosen = max(fitting, key=lambda index: len(self._render(index)[0]))
             self.waiting.remove(chosen)
-            more_ids, more_mask = self._render(chosen)
+            more_ids, more_mask = self._rendered.pop(chosen)
             ids, mask = ids + more_ids, mask + more_mask
         padding = self.tokens + 1 - len(ids)
         return ids + [self.tokenizer.get_bos_token_id()] * padding, mask + [0] * padding
@@ -226,6 +243,8 @@ class ConversationLoader:
     def _refill(self) -> None:
         while len(self.waiting) < self.buffer_size:
             if self.position >= len(self.conversations):
+                if self.epochs is not None and self.epoch + 1 >= self.epochs:
+                    return
                 self.epoch, self.position = self.epoch + 1, self.runtime.rank
             self.waiting.append(self._order()[self.position])
             self.position += self.runtime.world_size
@@ -239,8 +258,6 @@ class ConversationLoader:
 
     def _render(self, index: int) -> tuple[list[int], list[int]]:
         if index not in self._rendered:
-            if len(self._rendered) > 4 * self.buffer_size:
-                self._rendered.clear()
             self._rendered[index] = render_conversation(
                 self.conversations[index], self.tokenizer, max_tokens=self.tokens + 1, mask_all=self.train_on_all
             )
@@ -248,11 +265,9 @@ class ConversationLoader:
 
 
 def one_epoch(loader: DocumentLoader | ConversationLoader, batches: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """At most `batches` batches of a fresh loader, at least one, and none of a second epoch."""
-    for _ in range(batches):
-        yield next(loader)
-        if loader.epoch > 0:
-            return
+    """At most `batches` batches of a fresh loader, which ends when every document has come once: for measuring."""
+    loader.epochs = 1
+    return islice(loader, batches)
 
 
 def mean_tokens(conversations: Conversations, tokenizer: RustBPETokenizer, tokens: int, samples: int = 200) -> float:
