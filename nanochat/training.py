@@ -118,15 +118,19 @@ class Progress:
             record["mfu"] = self.flops_per_token * self.plan.total_batch_size / seconds / self.peak_flops
         return record
 
+    @property
+    def remaining_seconds(self) -> float:
+        """Training time still to come, if steps go on as they went."""
+        return self.train_seconds / max(self.step, 1) * (self.plan.num_iterations - self.step)
+
     def line(self, record: dict[str, float | int | str]) -> str:
         """The step line that a person reads."""
-        remaining = self.train_seconds / self.step * (self.plan.num_iterations - self.step)
         mfu = f" | mfu {record['mfu']:.1%}" if "mfu" in record else ""
         return (
             f"step {self.step:05d}/{self.plan.num_iterations:05d} | loss {self.smooth_loss:.4f} "
             f"| lr x{record['lr_multiplier']:.2f} | {float(record['step_seconds']) * 1000:.0f} ms "
             f"| {float(record['tokens_per_second']):,.0f} tokens/s{mfu} "
-            f"| {clock(self.train_seconds)} done, {clock(remaining)} left"
+            f"| {clock(self.train_seconds)} done, {clock(self.remaining_seconds)} left"
         )
 
 
@@ -145,10 +149,10 @@ class Validation:
         """Loss and bits per byte, over at most one epoch of the split."""
         rows, length = self.plan.device_batch_size, self.plan.sequence_len
         tokens_per_batch = rows * length * self.runtime.world_size
-        at_most = dataset.text_bytes(self.split, self.source) // 3 + tokens_per_batch
-        batches = max(1, min(self.tokens, at_most) // tokens_per_batch)
+        batches = max(1, self.tokens // tokens_per_batch)
         loader = DocumentLoader(self.tokenizer, rows, length, self.runtime, self.split, self.source)
-        bar = progress(total=batches, label=f"bits per byte, {self.split}", unit="batch")
+        roughly = dataset.text_bytes(self.split, self.source) // 3 // tokens_per_batch + 1  # three bytes to a token
+        bar = progress(total=min(batches, roughly), label=f"bits per byte, {self.split}", unit="batch")
         result = evaluate_loss(
             model, one_epoch(loader, batches), get_token_bytes(), self.runtime, on_progress=bar.update
         )
@@ -218,6 +222,18 @@ class Run:
             raise UserError(
                 f"{checkpoint.folder} was saved by {len(ranks)} ranks and data goes on with as many; "
                 f"this run has {self.runtime.world_size}"
+            )
+        theirs, ours = checkpoint.config().to_dict(), self.model.config.to_dict()
+        differing = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
+        if differing:
+            raise UserError(
+                f"{checkpoint.folder} holds another model than this run's ({', '.join(differing)}); "
+                "give the flags that it was started with, or another --model_tag"
+            )
+        if checkpoint.meta["tokenizer_sha256"] != tokenizer_sha256():
+            raise UserError(
+                f"{checkpoint.folder} was trained with another tokenizer than the one in {paths.tokenizer_dir()}; "
+                "put that one back or start again without --resume_from_step"
             )
         self.model.load_state_dict(load_tensors(checkpoint.folder / "model.safetensors", self.runtime.device))
         self.optimizer.load_state_dict(load_tensors(checkpoint.folder / "optim.safetensors", torch.device("cpu")))

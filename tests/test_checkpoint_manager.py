@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -69,7 +70,8 @@ def test_a_checkpoint_comes_back_bit_by_bit(folder: Path) -> None:
 
 
 def test_its_folder_holds_what_the_manifest_names_and_nothing_else_is_left(folder: Path) -> None:
-    (folder / "step_000001.tmp-999").mkdir(parents=True)  # of a run that was killed
+    for process in (999, os.getpid()):  # of runs that were killed; in a container ids come again
+        (folder / f"step_000002.tmp-{process}").mkdir(parents=True)
     made = save(folder, 2, 1.0)
     names = {"model.safetensors", "optim.safetensors", "state.json", "meta.json"}
     assert {p.name for p in made.iterdir()} == {*names, "manifest.json"}
@@ -325,7 +327,7 @@ def test_steps_that_had_to_be_skipped_are_told_to_who_loads(base_dir: Path) -> N
     truncate(save_model(step=6) / "model.safetensors")
     meta = load_model("base", CPU)[2]
     assert meta["step"] == 5
-    assert "step_000006: model.safetensors has" in str(meta["skipped"])
+    assert re.search(r"step_000006: model.safetensors has \d+ bytes instead of \d+", str(meta["skipped"]))
 
 
 def test_another_tokenizer_is_refused(base_dir: Path) -> None:
