@@ -14,12 +14,12 @@ from typing import Protocol
 
 import torch
 
-from nanochat.chat_format import render_prompt
+from nanochat.command import UserError
 from nanochat.conversation import Conversation
 from nanochat.engine import Engine
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
-from nanochat.task_eval import said
+from nanochat.task_eval import fitting_prompt, said
 
 
 class RewardedProblems(Protocol):
@@ -52,7 +52,7 @@ def sample_rollouts(
 ) -> list[Rollout]:
     """`num_samples` rollouts for each of the problems named."""
     problems = [task[index] for index in indices]
-    prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
+    prompts = [fitting_prompt(problem, engine, max_tokens) for problem in problems]
     samples = engine.generate_batch(prompts, num_samples, max_tokens, temperature, top_k, seed)
     rollouts = []
     for number, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
@@ -106,7 +106,12 @@ def pass_at_k(
     """For k = 1, 2, 4, ... up to `num_samples`: how likely one of k answers earns full reward.
 
     The unbiased estimate 1 - C(n - c, k) / C(n, k) of c right ones among n samples (Codex, arXiv:2107.03374).
+    Raises UserError where there is no problem or no answer to count.
     """
+    if min(max_problems, len(task), num_samples) < 1:
+        raise UserError(
+            f"pass@k needs a problem and an answer: {max_problems} of {len(task)} problems, {num_samples} answers asked"
+        )
     mine = range(runtime.rank, min(max_problems, len(task)), runtime.world_size)
     ks = [2**i for i in range(num_samples.bit_length()) if 2**i <= num_samples]
     totals = dict.fromkeys(ks, 0.0)
@@ -118,7 +123,7 @@ def pass_at_k(
             wrong = sum(rollout.reward < 1 for rollout in group)
             for k in ks:
                 totals[k] += 1 - math.comb(wrong, k) / math.comb(num_samples, k)
-        on_progress(len(indices))
+        on_progress(len(indices) * runtime.world_size)
     *sums, count = runtime.sum_over_ranks(*totals.values(), float(len(mine)))
     return {k: total / count for k, total in zip(ks, sums, strict=True)}
 
@@ -129,6 +134,7 @@ class PromptOrder:
     def __init__(self, num_problems: int, per_step: int, runtime: Runtime, seed: int):
         self.num_problems, self.per_step, self.runtime, self.seed = num_problems, per_step, runtime, seed
         self.drawn = 0  # by all ranks
+        self._order_of: tuple[int, list[int]] = (-1, [])
 
     def __next__(self) -> list[int]:
         """The indices of this rank's problems in the next step."""
@@ -148,6 +154,8 @@ class PromptOrder:
 
     def _index(self, number: int) -> int:
         epoch, position = divmod(number, self.num_problems)
-        order = list(range(self.num_problems))
-        random.Random(f"{self.seed}-{epoch}").shuffle(order)
-        return order[position]
+        if self._order_of[0] != epoch:
+            order = list(range(self.num_problems))
+            random.Random(f"{self.seed}-{epoch}").shuffle(order)
+            self._order_of = (epoch, order)
+        return self._order_of[1][position]

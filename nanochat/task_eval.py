@@ -10,7 +10,7 @@ from nanochat.command import UserError
 from nanochat.conversation import Conversation
 from nanochat.engine import Engine
 from nanochat.gpt import GPT, IGNORED_TARGET
-from nanochat.report import Score, wilson
+from nanochat.report import Score, Stage, wilson
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
 
@@ -28,7 +28,7 @@ class Problems(Protocol):
 def evaluate_task(
     task: Problems,
     name: str,
-    stage: str,
+    stage: Stage,
     engine: Engine,
     runtime: Runtime,
     *,
@@ -59,7 +59,7 @@ def evaluate_task(
             answers = complete(engine, problems, num_samples, max_tokens, temperature, top_k, seed + start)
         for problem, completions in zip(problems, answers, strict=True):
             total += sum(float(task.evaluate(problem, text)) for text in completions) / len(completions)
-        on_progress(len(problems))
+        on_progress(len(problems) * runtime.world_size)
     [total] = runtime.sum_over_ranks(total)
     low, high = wilson(total, count)
     return Score(name, stage, total / count, count, low, high)
@@ -75,10 +75,22 @@ def complete(
     seed: int,
 ) -> list[list[str]]:
     """What the assistant says to each problem, `num_samples` times: its text, without tool calls and their output."""
-    prompts = [render_prompt(problem, engine.tokenizer) for problem in problems]
+    prompts = [fitting_prompt(problem, engine, max_tokens) for problem in problems]
     results = engine.generate_batch(prompts, num_samples, max_tokens, temperature, top_k, seed)
     texts = [said(ids, engine.tokenizer) for ids, _ in results]
     return [texts[start : start + num_samples] for start in range(0, len(texts), num_samples)]
+
+
+def fitting_prompt(problem: Conversation, engine: Engine, max_tokens: int) -> list[int]:
+    """The problem's prompt; of one that fills the context the end, so that one long problem does not stop them all.
+
+    Room is left for an answer of `max_tokens`, at most half of the context.
+    """
+    prompt = render_prompt(problem, engine.tokenizer)
+    if len(prompt) < engine.context_len:
+        return prompt
+    kept = max(2, engine.context_len - min(max_tokens, engine.context_len // 2))
+    return [prompt[0], *prompt[1 - kept :]]
 
 
 def said(ids: Sequence[int], tokenizer: RustBPETokenizer) -> str:
@@ -103,7 +115,8 @@ def pick_choices(model: GPT, tokenizer: RustBPETokenizer, problems: Sequence[Con
 def mean_losses(model: GPT, rows: Sequence[tuple[list[int], int]], batch_size: int = 64) -> list[float]:
     """For rows of (ids, start) the mean loss in nats of ids[start:]; ids beyond the context are cropped on the left.
 
-    Batches are of similar length, so that little is padding; results come in the order of `rows`.
+    Where nothing is left to count the loss is infinite: an empty choice is never the likeliest. Batches are of similar
+    length, so that little is padding; results come in the order of `rows`.
     """
     limit = model.config.sequence_len + 1
     cropped = [(ids[-limit:], max(1, start - max(0, len(ids) - limit))) for ids, start in rows]
@@ -119,7 +132,8 @@ def mean_losses(model: GPT, rows: Sequence[tuple[list[int], int]], batch_size: i
             inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
             targets[row, start - 1 : len(ids) - 1] = torch.tensor(ids[start:])
         losses = model.token_losses(inputs.to(model.device), targets.to(model.device))
-        means = losses.sum(1).cpu() / (targets != IGNORED_TARGET).sum(1).clamp_min(1)
+        counts = (targets != IGNORED_TARGET).sum(1)
+        means = (losses.sum(1).cpu() / counts).masked_fill(counts == 0, float("inf"))
         for index, mean in zip(batch, means.tolist(), strict=True):
             results[index] = mean
     return results
