@@ -63,6 +63,8 @@ def read_bundle(folder: Path) -> list[CoreTask]:
         baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in csv.DictReader(file)}
     tasks = []
     for entry in yaml.safe_load(listing.read_text(encoding="utf-8"))["icl_tasks"]:
+        if entry["label"] not in baselines:
+            raise UserError(f"{table} lacks the random baseline of {entry['label']!r}, which core.yaml lists")
         path = folder / "eval_data" / entry["dataset_uri"]
         tasks.append(
             CoreTask(
@@ -93,20 +95,30 @@ def evaluate_core_task(
     max_rows: int | None = None,
     on_progress: Callable[[int], object] = lambda count: None,
 ) -> CoreResult:
-    """Accuracy on the first `max_rows` rows in a fixed shuffled order, shared out over the ranks."""
+    """Accuracy on the first `max_rows` rows in a fixed shuffled order, shared out over the ranks.
+
+    Raises UserError where there is no row.
+    """
     order = list(range(len(rows)))
     random.Random(1337).shuffle(order)
     picked = order[:max_rows]
+    if not picked:
+        raise UserError(f"{task.label} has no row to evaluate: {len(rows)} are there, at most {max_rows} asked for")
     mine = picked[runtime.rank :: runtime.world_size]
     correct = 0.0
     for start in range(0, len(mine), 16):
         batch = mine[start : start + 16]
         correct += sum(_are_right(model, tokenizer, task, rows, batch))
-        on_progress(len(batch))
+        on_progress(len(batch) * runtime.world_size)
     [correct] = runtime.sum_over_ranks(correct)
     accuracy = correct / len(picked)
     low, high = wilson(correct, len(picked))
-    return CoreResult(accuracy, len(picked), low, high, (accuracy - task.baseline) / (1 - task.baseline))
+    return CoreResult(accuracy, len(picked), low, high, centered(accuracy, task.baseline))
+
+
+def centered(accuracy: float, baseline: float) -> float:
+    """0 at chance, 1 when all is right, below 0 where chance does better."""
+    return (accuracy - baseline) / (1 - baseline)
 
 
 def core_metric(results: Sequence[CoreResult]) -> float:
@@ -115,14 +127,17 @@ def core_metric(results: Sequence[CoreResult]) -> float:
 
 
 def render_row(task: CoreTask, row: CoreRow, shots: Sequence[CoreRow]) -> list[tuple[str, str]]:
-    """(context, continuation) of every option of a row, the few-shot examples in front of the context."""
+    """(context, continuation) of every option of a row, the few-shot examples in front of the context.
+
+    The delimiter ends the context: it is given to the model, not asked of it.
+    """
     prefix = "".join("".join(_solved(task, shot)) + "\n\n" for shot in shots)
     if task.kind == "multiple_choice":
-        return [(prefix + _text(row["query"]), task.delimiter + choice) for choice in _texts(row["choices"])]
+        return [(prefix + _text(row["query"]) + task.delimiter, choice) for choice in _texts(row["choices"])]
     if task.kind == "schema":
-        continuation = task.delimiter + _text(row["continuation"])
-        return [(prefix + context, continuation) for context in _texts(row["context_options"])]
-    return [(prefix + _text(row["context"]).strip(), task.delimiter + _text(row["continuation"]))]
+        continuation = _text(row["continuation"])
+        return [(prefix + context + task.delimiter, continuation) for context in _texts(row["context_options"])]
+    return [(prefix + _text(row["context"]).strip() + task.delimiter, _text(row["continuation"]))]
 
 
 def _solved(task: CoreTask, row: CoreRow) -> tuple[str, str]:
@@ -139,8 +154,9 @@ def _are_right(
     encoded: list[tuple[list[int], int]] = []
     counts = []
     for index in batch:
-        others = [i for i in range(len(rows)) if i != index] if task.num_fewshot else []
-        shots = [rows[i] for i in random.Random(1234 + index).sample(others, min(task.num_fewshot, len(others)))]
+        others = len(rows) - 1
+        drawn = random.Random(1234 + index).sample(range(others), min(task.num_fewshot, others))
+        shots = [rows[i + (i >= index)] for i in drawn]  # the row itself is never among its examples
         options = [_encode(tokenizer, *pair) for pair in render_row(task, rows[index], shots)]
         encoded += options
         counts.append(len(options))

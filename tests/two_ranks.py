@@ -15,6 +15,7 @@ import torch.multiprocessing
 from tiny import tiny_model, tiny_tokenizer
 
 from nanochat.conversation import Conversation, Message
+from nanochat.core_eval import CoreResult, CoreTask, evaluate_core_task
 from nanochat.engine import Engine
 from nanochat.loss_eval import LossResult, evaluate_loss
 from nanochat.optim import MuonAdamW, Rates
@@ -44,6 +45,7 @@ class Found(TypedDict):
     gradients: dict[str, torch.Tensor]
     evaluated: LossResult
     score: Score
+    core: CoreResult
     learned: tuple[float, int]
     reinforced: dict[str, torch.Tensor]
 
@@ -87,6 +89,10 @@ def rollouts(rank: int) -> list[Rollout]:
     return made
 
 
+CORE_TASK = CoreTask("five rows", "multiple_choice", Path(), 1, " ", 0.5)
+CORE_ROWS = [{"query": f"Row {n} is", "choices": ["even", "odd"], "gold": n % 2} for n in range(5)]
+
+
 class Numbers(Task):
     """Five problems; the score depends on the problem alone."""
 
@@ -126,6 +132,7 @@ def _work(rank: int, port: int, folder: str) -> None:
             "gradients": gradients,
             "evaluated": evaluate_loss(model, batches(rank)[: 2 - rank], lengths, runtime),
             "score": evaluate_task(Numbers(), "N", "sft", Engine(model, tiny_tokenizer()), runtime, max_tokens=2),
+            "core": evaluate_core_task(model, tiny_tokenizer(), CORE_TASK, CORE_ROWS, runtime),
             "learned": learned,
             "reinforced": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
         }
