@@ -22,6 +22,7 @@ from nanochat.checkpoint_manager import (
 from nanochat.command import UserError
 from nanochat.dataloader import DocumentLoader, one_epoch
 from nanochat.gpt import GPT, IGNORED_TARGET
+from nanochat.kv_cache import KVCache
 from nanochat.log import MetricLog, progress
 from nanochat.loss_eval import LossResult, evaluate_loss
 from nanochat.optim import MuonAdamW, Rates
@@ -43,12 +44,19 @@ class Stateful(Protocol):
 def compiled(model: GPT, mode: CompileMode, plan: TrainPlan, runtime: Runtime) -> GPT:
     """The model as it is, or through torch.compile: `auto` compiles on cuda, and on CPU where it pays for itself.
 
-    Decided from the plan and not by a clock, so that a resumed run computes the same bits.
+    Decided from the plan and not by a clock, so that a resumed run computes the same bits. Only batches of the plan's
+    shape take that way: samples and tasks come in any shape, and each new one would be compiled for minutes.
     """
     rate = 4e11 if runtime.dtype == torch.bfloat16 else 1.5e11  # FLOP/s, what two cores were measured to do
     on_cpu_worth_it = runtime.device.type == "cpu" and plan.total_flops / plan.world_size / rate > 120
     if mode == "on" or (mode == "auto" and (runtime.device.type == "cuda" or on_cpu_worth_it)):
-        model.hidden = torch.compile(model.hidden, dynamic=False)  # type: ignore[method-assign]
+        plain, fast = model.hidden, torch.compile(model.hidden, dynamic=False)
+        shape = (plan.device_batch_size, plan.sequence_len)
+
+        def hidden(idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+            return fast(idx) if cache is None and idx.shape == shape else plain(idx, cache)
+
+        model.hidden = hidden  # type: ignore[method-assign]
     return model
 
 

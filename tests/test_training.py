@@ -15,8 +15,10 @@ from two_ranks import averaged, batches, results
 from nanochat import dataset, hardware, paths, tinyworld, training
 from nanochat.checkpoint_manager import find_checkpoint, load_model, save_checkpoint
 from nanochat.command import UserError
+from nanochat.engine import Engine
 from nanochat.gpt import GPT
 from nanochat.gpt_config import config_for_depth
+from nanochat.kv_cache import KVCache
 from nanochat.log import read_metrics
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.plan import TrainPlan, plan_training
@@ -162,6 +164,28 @@ def test_compiling_is_decided_by_the_plan(
     steps = round(minutes * 60 * 1.5e11 / (made.total_flops / made.num_iterations))
     compiled(model, mode, plan(model, num_iterations=steps), Runtime(torch.device(device), torch.float32))
     assert bool(asked) == expected
+
+
+def test_only_batches_of_the_plans_shape_go_through_the_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each length of a sample and each width of a task's rows used to be compiled anew."""
+    shapes: list[tuple[int, ...]] = []
+
+    def watching(function: Callable[[torch.Tensor], torch.Tensor], dynamic: bool) -> Callable[..., torch.Tensor]:
+        assert not dynamic
+        return lambda idx: shapes.append(tuple(idx.shape)) or function(idx)
+
+    monkeypatch.setattr(torch, "compile", watching)
+    model, expected = tiny_model(n_layer=1), tiny_model(n_layer=1)
+    compiled(model, "on", plan(model), CPU)
+    idx = torch.ones(2, 64, dtype=torch.long)
+    with torch.no_grad():
+        assert torch.equal(model(idx), expected(idx))
+        assert torch.equal(model(idx[:, :50]), expected(idx[:, :50]))
+    Engine(model, tiny_tokenizer()).generate_batch([[1, 2, 3]] * 2, max_tokens=4)
+    with torch.no_grad():
+        model.hidden(idx, KVCache(model.config, 2, CPU.device, CPU.dtype))
+    assert shapes == [(2, 64)]
+    assert model.state_dict().keys() == expected.state_dict().keys()
 
 
 # --- runs in a base directory --------------------------------------------------------------------------------------
