@@ -147,7 +147,7 @@ def test_a_stored_position_gives_the_batches_that_would_have_come(
 @given(st.lists(st.integers(0, 40), min_size=3, max_size=30), shapes)
 @settings(deadline=None)
 def test_ranks_share_an_epoch_without_overlap(lengths: list[int], shape: tuple[int, int, int]) -> None:
-    groups = numbered(lengths)
+    groups = numbered(lengths, group_size=4)
     found: Counter[int] = Counter()
     with shards(groups):
         for number in range(3):
