@@ -244,7 +244,10 @@ def _manifest(folder: Path) -> dict[str, object]:
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:  # its own name for what the operating system refused, such as a full disk
+        raise UserError(f"{path.parent.parent} cannot take the checkpoint: {error}") from error
     _sync(path)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from tiny import CPU, TEXT, tiny_model, tiny_tokenizer
 
 from nanochat import checkpoint_manager, paths
@@ -351,3 +352,14 @@ def test_weights_that_do_not_fit_their_own_meta_are_named(base_dir: Path) -> Non
     save_checkpoint(paths.checkpoints_dir("base", "d1"), 7, model.state_dict(), known)
     with pytest.raises(UserError, match=r"step_000007 does not fit its own meta.json: transformer.h.1.* differ"):
         load_model("base", CPU)
+
+
+def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint_manager, "save_file", full)
+    with pytest.raises(UserError, match="cannot take the checkpoint.*No space left"):
+        checkpoint_manager.save_checkpoint(tmp_path / "d2", 1, {"a": torch.zeros(2)}, {})
+    assert list((tmp_path / "d2").iterdir()) == []
