@@ -360,6 +360,6 @@ def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing(tmp_path: Path, mo
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
     monkeypatch.setattr(checkpoint_manager, "save_file", full)
-    with pytest.raises(UserError, match="cannot take the checkpoint.*No space left"):
+    with pytest.raises(UserError, match=r"cannot take the checkpoint.*No space left"):
         checkpoint_manager.save_checkpoint(tmp_path / "d2", 1, {"a": torch.zeros(2)}, {})
     assert list((tmp_path / "d2").iterdir()) == []
