@@ -14,9 +14,7 @@ class Tokenizer:
 
     def __init__(self) -> None: ...
     @staticmethod
-    def from_ranks(
-        ranks: Iterable[tuple[bytes, int]] | Mapping[bytes, int], pattern: str | None = None
-    ) -> Tokenizer:
+    def from_ranks(ranks: Iterable[tuple[bytes, int]] | Mapping[bytes, int], pattern: str | None = None) -> Tokenizer:
         """A tokenizer of known tokens, ranks 0, 1, 2, ...; raises ValueError when a byte is missing."""
     def train_from_iterator(
         self,
