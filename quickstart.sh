@@ -23,11 +23,11 @@ python -m scripts.base_eval
 python -m scripts.chat_eval -i base -a TinyFacts
 
 # mid: conversations and tools
-python -m scripts.mid_train --tasks TinyChat TinyMath:5000 SpellingBee --device_batch_size=16 --num_iterations=220
+python -m scripts.mid_train --tasks TinyFacts TinyChat TinyMath:5000 SpellingBee --device_batch_size=16 --num_iterations=280
 python -m scripts.chat_eval -i mid -a TinyFacts TinyMath SpellingBee
 
 # sft: answer as the assistant
-python -m scripts.chat_sft --tasks TinyChat TinyMath:5000 SpellingBee --device_batch_size=16 --num_iterations=80
+python -m scripts.chat_sft --tasks TinyFacts TinyChat TinyMath:5000 SpellingBee --device_batch_size=16 --num_iterations=100 --init_lr_frac=0.1
 python -m scripts.chat_eval -i sft -a TinyFacts TinyMath SpellingBee
 
 # rl: practise arithmetic
