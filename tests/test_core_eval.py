@@ -150,6 +150,8 @@ def test_a_context_that_does_not_fit_is_cropped_on_the_left() -> None:
         row["continuation"] = "blue"
         oracle = Oracle("The sky is blue", sequence_len=40)
         assert evaluate(oracle, task(kind), [row]).accuracy == 1.0  # type: ignore[arg-type]
+        wrong = {**row, "continuation": "grey", "gold": 1}
+        assert evaluate(oracle, task(kind), [wrong]).accuracy == 0.0  # type: ignore[arg-type]
 
 
 # --- examples in the context --------------------------------------------------------------------------------------
