@@ -227,6 +227,7 @@ def test_torch_enters_the_house_on_the_machine_floor(tmp_path: Path) -> None:
 )
 def test_the_watch_sees_a_module_that_does_something(line: str, act: str, tmp_path: Path) -> None:
     (tmp_path / "nanochat").mkdir()
+    (tmp_path / "nanochat" / "__init__.py").touch()  # without it, an installed nanochat would come before this one
     (tmp_path / "nanochat" / "busy.py").write_text(line + "\n", encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", WATCH, '["fcntl"]', "[]", '["nanochat.busy"]'],
