@@ -29,6 +29,7 @@ from nanochat import paths
 from nanochat.command import UserError
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
+from nanochat.log import print0
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
@@ -171,10 +172,12 @@ def load_model(
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
     """A checkpoint's model on the device, its tokenizer, and what is known about it.
 
-    For inference the weights are held in the runtime's format; `for_training` keeps them in float32. Under "skipped"
-    stands what was wrong with newer steps that had to be passed over. Raises UserError.
+    For inference the weights are held in the runtime's format; `for_training` keeps them in float32. Says what was
+    wrong with newer steps that had to be passed over. Raises UserError.
     """
     checkpoint = find_checkpoint(stage, model_tag, step)
+    for complaint in checkpoint.skipped:
+        print0(f"passed over {complaint}; taking step {checkpoint.step}")
     tokenizer = get_tokenizer()
     made_with = checkpoint.meta.get("tokenizer_sha256")
     if made_with != tokenizer_sha256():
@@ -192,7 +195,7 @@ def load_model(
     model.load_state_dict(state)
     if not for_training:
         model.cast_(runtime.dtype).eval()
-    known: Meta = {"step": checkpoint.step, "tag": checkpoint.tag, "stage": stage, "skipped": list(checkpoint.skipped)}
+    known: Meta = {"step": checkpoint.step, "tag": checkpoint.tag, "stage": stage}
     return model, tokenizer, {**checkpoint.meta, **known}
 
 

@@ -83,6 +83,8 @@ def config_for_depth(
 
     Heads are of 128 channels where that divides the width and leaves at least four heads, else of 64.
     """
+    if arch not in ("default", "portable"):
+        raise UserError(f"no architecture is called {arch!r}; there are default and portable")
     if depth < 1:
         raise UserError(f"--depth must be at least 1, got {depth}")
     width = 64 * depth

@@ -60,11 +60,6 @@ def compiled(model: GPT, mode: CompileMode, plan: TrainPlan, runtime: Runtime) -
     return model
 
 
-def due(step: int, every: int, num_iterations: int) -> bool:
-    """Whether something done every `every` steps is due at `step`: never for 0 or less, always at the end."""
-    return every > 0 and (step == num_iterations or (step > 0 and step % every == 0))
-
-
 def accumulate(model: GPT, loader: Iterator[Batch], micro_steps: int, runtime: Runtime) -> float:
     """Gradients of one step: the mean loss over all trained tokens of all micro-steps and ranks, which is returned.
 
@@ -187,6 +182,7 @@ class Run:
     loader: Stateful
     progress: Progress
     source: str | None = None
+    started_at: int = 0
     notes: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -198,6 +194,14 @@ class Run:
     def metrics_path(self) -> Path:
         """The run's metrics.jsonl."""
         return self.folder / "metrics.jsonl"
+
+    def due(self, every: int) -> bool:
+        """Whether something done every `every` steps is due now: never for 0 or less, always at the end.
+
+        What was due at the step that the run starts or resumes from has been done by the run that saved it.
+        """
+        step = self.progress.step
+        return every > 0 and (step == self.plan.num_iterations or (step > self.started_at and step % every == 0))
 
     def save(self, extra: dict[str, object] | None = None) -> None:
         """Write a checkpoint of this step. Every rank must call it."""
@@ -222,6 +226,11 @@ class Run:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint as if the run had never stopped. Raises UserError where that cannot be."""
+        if checkpoint.step >= self.plan.num_iterations:
+            raise UserError(
+                f"step {checkpoint.step} is not before this run's last, {self.plan.num_iterations}: nothing is left to "
+                "do; --num_iterations gives it more"
+            )
         state = load_state(checkpoint)
         ranks, averages = state["ranks"], state["progress"]
         assert isinstance(ranks, list), "state.json holds no ranks"
@@ -247,7 +256,7 @@ class Run:
         self.optimizer.load_state_dict(load_tensors(checkpoint.folder / "optim.safetensors", torch.device("cpu")))
         self.loader.load_state_dict(ranks[self.runtime.rank]["loader"])
         restore_random_states(ranks[self.runtime.rank]["random"], self.runtime)
-        self.progress.step = checkpoint.step
+        self.progress.step = self.started_at = checkpoint.step
         self.progress.train_seconds = averages["train_seconds"]
         self.progress.smooth_loss = averages["smooth_loss"]
 

@@ -20,7 +20,7 @@ from nanochat.plan import plan_training
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import get_tokenizer
-from nanochat.training import CompileMode, Progress, Run, Validation, accumulate, compiled, due
+from nanochat.training import CompileMode, Progress, Run, Validation, accumulate, compiled
 
 SAMPLE_PROMPTS = (
     "The capital of France is",
@@ -129,28 +129,28 @@ def main(config: Config) -> None:
         if config.resume_from_step is not None:
             run.resume(find_checkpoint("base", tag, config.resume_from_step))
         engine = Engine(model, tokenizer)
-        val_bpb = float("nan")
+        val_bpb: float | None = None
 
         with run.open_metrics(config.run) as metrics:
             while True:
                 step = run.progress.step
-                if due(step, config.eval_every, plan.num_iterations) or (step == 0 and config.eval_every > 0):
+                if run.due(config.eval_every) or (step == 0 and config.eval_every > 0):
                     val_bpb = validation.measure(model).bpb
                     metrics.log({"step": step, "tokens": step * plan.total_batch_size, "val_bpb": val_bpb})
                     print0(f"step {step:05d} | validation {val_bpb:.4f} bits per byte")
-                if due(step, config.core_every, plan.num_iterations) and (core_dir() / "core.yaml").is_file():
+                if run.due(config.core_every) and (core_dir() / "core.yaml").is_file():
                     results = [
                         evaluate_core_task(model, tokenizer, task, read_rows(task.path), runtime, config.core_max_rows)
                         for task in progress(read_bundle(core_dir()), label="CORE", unit="task")
                     ]
                     metrics.log({"step": step, "core": core_metric(results)})
                     print0(f"step {step:05d} | CORE {core_metric(results):.4f}")
-                if due(step, config.sample_every, plan.num_iterations) and runtime.is_main:
+                if run.due(config.sample_every) and runtime.is_main:
                     for prompt in SAMPLE_PROMPTS:
                         ids = [tokenizer.get_bos_token_id(), *tokenizer.encode(prompt)]
                         [(sampled, _)] = engine.generate_batch([ids], max_tokens=16, temperature=0)
                         print0(f"  {tokenizer.decode(ids[1:] + sampled)!r}")
-                if due(step, config.save_every, plan.num_iterations) or step == plan.num_iterations:
+                if run.due(config.save_every) or step == plan.num_iterations:
                     run.save({"config": asdict(config), "val_bpb": val_bpb})
                 if step >= plan.num_iterations:
                     break

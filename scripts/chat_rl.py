@@ -102,8 +102,7 @@ def main(config: Config) -> None:
             while True:
                 step = run.progress.step
                 engine = Engine(deepcopy(model).cast_(runtime.dtype), tokenizer)  # samples with the newest weights
-                at_an_end = step in (0, iterations)
-                if at_an_end or (config.eval_every > 0 and step % config.eval_every == 0):
+                if run.due(config.eval_every) or step in (0, iterations):
                     bar = progress(total=min(config.eval_problems, len(test)), label="pass@k", unit="problem")
                     measured[step] = pass_at_k(
                         engine, test, runtime, config.eval_problems, config.eval_samples, config.max_tokens,
@@ -112,7 +111,7 @@ def main(config: Config) -> None:
                     bar.close()
                     metrics.log({"step": step, **{f"pass@{k}": value for k, value in measured[step].items()}})
                     print0(f"step {step:05d} | " + ", ".join(f"pass@{k} {v:.1%}" for k, v in measured[step].items()))
-                if (config.save_every > 0 and step > 0 and step % config.save_every == 0) or step == iterations:
+                if run.due(config.save_every) or step == iterations:
                     run.save({"config": asdict(config)})
                 if step >= iterations:
                     break

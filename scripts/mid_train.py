@@ -17,7 +17,7 @@ from nanochat.loss_eval import evaluate_loss
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import get_token_bytes
-from nanochat.training import CompileMode, accumulate, compiled, due, start_finetuning
+from nanochat.training import CompileMode, accumulate, compiled, start_finetuning
 from tasks import load_mixture
 
 
@@ -91,12 +91,13 @@ def main(config: Config) -> None:
         test = load_mixture(config.tasks, "test", (), config.seed) if config.tasks else train
         if config.resume_from_step is not None:
             run.resume(find_checkpoint("mid", run.tag, config.resume_from_step))
-        val_loss = val_bpb = float("nan")
+        val_loss: float | None = None
+        val_bpb: float | None = None
 
         with run.open_metrics(config.run) as metrics:
             while True:
                 step = run.progress.step
-                if due(step, config.eval_every, plan.num_iterations):
+                if run.due(config.eval_every):
                     validation = ConversationLoader(
                         test, tokenizer, plan.device_batch_size, plan.sequence_len, runtime, train_on_all=True
                     )
@@ -105,7 +106,7 @@ def main(config: Config) -> None:
                     val_loss, val_bpb = result.loss, result.bpb
                     metrics.log({"step": step, "val_loss": val_loss, "val_bpb": val_bpb})
                     print0(f"step {step:05d} | validation loss {val_loss:.4f}, {val_bpb:.4f} bits per byte")
-                if due(step, config.save_every, plan.num_iterations) or step == plan.num_iterations:
+                if run.due(config.save_every) or step == plan.num_iterations:
                     run.save({"config": asdict(config), "val_loss": val_loss})
                 if step >= plan.num_iterations:
                     break

@@ -90,3 +90,8 @@ def test_impossible_depths_are_refused_in_one_sentence(depth: int, head_dim: int
     with pytest.raises(UserError) as refused:
         config_for_depth(depth, 1000, 128, head_dim)
     assert str(refused.value) == message
+
+
+def test_an_unknown_architecture_is_refused() -> None:
+    with pytest.raises(UserError, match="no architecture is called 'portabel'; there are default and portable"):
+        config_for_depth(4, 1000, 128, arch="portabel")

@@ -22,9 +22,10 @@ from nanochat.kv_cache import KVCache
 from nanochat.log import read_metrics
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.plan import TrainPlan, plan_training
+from nanochat.rollout import PromptOrder
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
-from nanochat.training import Progress, Run, Validation, accumulate, clock, compiled, due, start_finetuning
+from nanochat.training import Progress, Run, Validation, accumulate, clock, compiled, start_finetuning
 from scripts import base_train, chat_sft
 
 
@@ -42,7 +43,21 @@ def plan(model: GPT, **given: int) -> TrainPlan:
     [(3, 10, [3, 6, 9, 10]), (5, 10, [5, 10]), (99, 10, [10]), (0, 10, []), (-1, 10, [])],
 )
 def test_something_is_due_every_so_often_and_at_the_end(every: int, steps: int, expected: list[int]) -> None:
-    assert [step for step in range(steps + 1) if due(step, every, steps)] == expected
+    model = tiny_model()
+    made = plan(model, num_iterations=steps)
+    optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), Rates(), CPU)
+
+    def due_at(started_at: int) -> list[int]:
+        run = Run("base", "d", made, CPU, model, optimizer, PromptOrder(1, 1, CPU, 0), Progress.of(made, CPU))
+        run.started_at = started_at
+        due = []
+        for run.progress.step in range(started_at, steps + 1):
+            if run.due(every):
+                due.append(run.progress.step)
+        return due
+
+    assert due_at(0) == expected
+    assert due_at(5) == [step for step in expected if step > 5]  # the run that saved step 5 has done it
 
 
 # --- gradients ----------------------------------------------------------------------------------------------------
@@ -324,6 +339,8 @@ def test_a_run_cannot_resume_another_model_tokenizer_or_number_of_ranks(base: Pa
         UserError, match=r"another model than this run's \(sequence_len 64 instead of 32\); give the flags"
     ):
         pretrain("refused", 1, num_iterations=2, max_seq_len=32)
+    with pytest.raises(UserError, match=r"step 1 is not before this run's last, 1: nothing is left to do; --num_it"):
+        pretrain("refused", 1, num_iterations=1)
     with pytest.raises(UserError, match="no base checkpoint of refused at step 7; there are 1"):
         pretrain("refused", 7)
     found = find_checkpoint("base", "refused")
