@@ -31,7 +31,7 @@ python -m scripts.chat_sft --tasks TinyFacts TinyChat TinyMath:5000 SpellingBee 
 python -m scripts.chat_eval -i sft -a TinyFacts TinyMath SpellingBee
 
 # rl: practise arithmetic
-python -m scripts.chat_rl --task TinyMath --examples_per_step=8 --num_samples=8 --num_iterations=20 --max_tokens=48 --eval_problems=200 --eval_samples=4
+python -m scripts.chat_rl --task TinyMath --examples_per_step=32 --num_samples=8 --num_iterations=20 --max_tokens=48 --eval_problems=200 --eval_samples=4
 python -m scripts.chat_eval -i rl -a TinyFacts TinyMath SpellingBee
 
 # talk
