@@ -6,6 +6,7 @@ The `bench` group of pyproject.toml says which versions.
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -76,11 +77,13 @@ def install(name: str, wanted: Sequence[str]) -> tuple[Path, dict[str, str]]:
     return python, refused
 
 
-def versions(python: Path) -> dict[str, str]:
-    """What an environment holds."""
+def versions(python: Path, wanted: Sequence[str]) -> dict[str, str]:
+    """Which versions of `wanted` an environment holds."""
     program = "import importlib.metadata as m, json; print(json.dumps({d.name: d.version for d in m.distributions()}))"
     done = subprocess.run([python, "-c", program], capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout))
+    held = json.loads(done.stdout)
+    names = [re.split(r"[^\w.-]", requirement)[0] for requirement in wanted]
+    return {name: held[name] for name in names if name in held}
 
 
 def _uv() -> str | None:

@@ -97,8 +97,6 @@ RATIOS = {
     "encode_batch_cold_vs_gigatoken_imported": Ratio(
         "batch_1.ours", ("batch_1.gigatoken.imported",), None, "cold_seconds"
     ),
-    "train_100mb_vs_tokenizers": Ratio("train_mixed.ours", ("train_mixed.tokenizers",)),
-    "train_10mb_vs_tokenizers": Ratio("train_books.ours", ("train_books.tokenizers",)),
     "encode_vs_fastokens": Ratio("encode.ours.arrays", ("encode.fastokens.arrays", "encode.fastokens.lists")),
     "encode_vs_tokenizers": Ratio("encode.ours.arrays", ("encode.tokenizers.lists",)),
     "encode_batch_vs_fastokens": Ratio("batch_1.ours", ("batch_1.fastokens",)),
@@ -347,7 +345,7 @@ def main(config: Config) -> None:
         raise UserError(f"--rounds is {config.rounds}: it must be at least 1")
     machine = machine_facts()
     pythons, refused = environments()
-    facts: dict[str, Any] = {"versions": peers.versions(pythons["peers"]), "refused": refused}
+    facts: dict[str, Any] = {"versions": peers.versions(pythons["peers"], peers.requirements()), "refused": refused}
     folder, counted = prepared(config, text, pythons["peers"], facts)
     jobs = {name: replace(job, pattern=PATTERNS[job.pattern_name], folder=str(folder)) for name, job in JOBS.items()}
     result = run_worker(pythons["ours"], replace(jobs["train_mixed.ours"], measure="vocabulary"))
