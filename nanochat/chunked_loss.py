@@ -57,7 +57,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         index = targets.clamp_min(0).unsqueeze(1)  # (N, 1)
         losses = torch.empty(x.size(0), dtype=torch.float32, device=x.device)
         x_gradient = torch.empty_like(x) if needs_gradient else None
-        head_gradient = torch.zeros_like(head) if needs_gradient else None
+        head_gradient: torch.Tensor | None = None
         for start in range(0, x.size(0), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             raw = x[chunk] @ cast_head.mT  # (n, V), overwritten by its gradient
@@ -65,9 +65,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 block = raw[first : first + block_tokens]
                 place = slice(start + first, start + first + block.size(0))
                 losses[place] = _block(block, index[place], weights[place], softcap, needs_gradient)
-            if x_gradient is not None and head_gradient is not None:
+            if x_gradient is not None:
                 x_gradient[chunk] = raw @ cast_head
-                head_gradient += raw.mT @ x[chunk]
+                of_chunk = raw.mT @ x[chunk]
+                head_gradient = of_chunk.to(head.dtype) if head_gradient is None else head_gradient.add_(of_chunk)
         if x_gradient is not None and head_gradient is not None:
             ctx.save_for_backward(x_gradient, head_gradient)
         ctx.mark_non_differentiable(losses)
@@ -79,6 +80,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: FunctionCtx, scale: torch.Tensor, _: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
         x_gradient, head_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
+        if scale.device.type == "cpu" and scale.item() == 1:  # as in training: saves a pass over the head
+            return x_gradient, head_gradient, None, None, None
         return x_gradient * scale, head_gradient * scale, None, None, None
 
 

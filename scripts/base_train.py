@@ -63,8 +63,8 @@ class Config:
     """Share of the steps in which the rate falls to zero."""
     eval_every: int = 250
     """Steps between measurements of validation bpb, besides before and after; 0: none."""
-    eval_tokens: int = 20 * 524_288
-    """Tokens of such a measurement, at most."""
+    eval_tokens: int | None = None
+    """Tokens of such a measurement, at most; unset: a sixteenth of the run's, from 32,768 to 10,485,760."""
     core_every: int = 2000
     """Steps between CORE measurements where a bundle is there; 0: never."""
     core_max_rows: int = 500
@@ -124,7 +124,8 @@ def main(config: Config) -> None:
         loader = DocumentLoader(
             tokenizer, plan.device_batch_size, plan.sequence_len, runtime, "train", source, seed=config.seed
         )
-        validation = Validation(config.eval_tokens, plan, tokenizer, source, runtime)
+        eval_tokens = config.eval_tokens or min(max(plan.total_tokens // 16, 32_768), 20 * 524_288)
+        validation = Validation(eval_tokens, plan, tokenizer, source, runtime)
         run = Run("base", tag, plan, runtime, model, optimizer, loader, Progress.of(plan, runtime), source)
         if config.resume_from_step is not None:
             run.resume(find_checkpoint("base", tag, config.resume_from_step))
