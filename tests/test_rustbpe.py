@@ -7,10 +7,13 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import regex
 import tiktoken
@@ -26,7 +29,7 @@ CL100K_PATTERN = (
     r"|\s+(?!\S)|\s"
 )
 CUSTOM_PATTERN = r" ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-PATTERNS = [rustbpe.GPT4_PATTERN, SPLIT_PATTERN, CL100K_PATTERN, CUSTOM_PATTERN]
+PATTERNS = [*rustbpe.PATTERNS.values(), CL100K_PATTERN, CUSTOM_PATTERN]
 
 
 def train_slowly(texts: list[str], vocab_size: int, pattern: str) -> list[bytes]:
@@ -55,9 +58,9 @@ def _count(texts: list[str], pattern: str) -> Counter[str]:
     return Counter(word for text in texts for word in regex.findall(pattern, text))
 
 
-def trained(texts: list[str], vocab_size: int, pattern: str = SPLIT_PATTERN) -> rustbpe.Tokenizer:
+def trained(texts: Iterable[Any], vocab_size: int, pattern: str = SPLIT_PATTERN) -> rustbpe.Tokenizer:
     tokenizer = rustbpe.Tokenizer()
-    tokenizer.train_from_iterator(texts, vocab_size, pattern=pattern)
+    tokenizer.train_from_iterator(iter(texts), vocab_size, pattern=pattern)
     return tokenizer
 
 
@@ -187,6 +190,106 @@ def test_one_file_becomes_ranks_that_tiktoken_reads(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".part"] == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a POSIX signal")
+def test_ctrl_c_stops_while_one_huge_text_is_counted() -> None:
+    code = (
+        "import os, rustbpe, signal, threading, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "text = 'x ' * 20_000_000\n"
+        "threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "try: rustbpe.Tokenizer().train_from_iterator(iter([text] * 100), 300)\n"
+        "except KeyboardInterrupt: print('stopped')\n"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert answer.stdout == "stopped\n"
+
+
+def test_bytes_and_arrow_arrays_train_as_their_texts_do() -> None:
+    texts = [f"number {i} of many, isn't it? naïve 日本\n" * (i % 4) for i in range(50)]
+    expected = trained(texts, 300).get_mergeable_ranks()
+    array = pa.array(texts)
+    inputs: list[list[Any]] = [
+        [text.encode() for text in texts],
+        [array[:20], array[20:]],
+        [pa.array(texts, pa.large_string())],
+        [pa.chunked_array([array[:7], array[7:7], array[7:]])],
+        [pa.array([None, *texts, None])],
+        [pa.array([], pa.string()), *texts],
+    ]
+    for given_texts in inputs:
+        assert trained(given_texts, 300).get_mergeable_ranks() == expected
+    with pytest.raises(TypeError, match="has the type string and not int64"):
+        trained([pa.array([1, 2])], 300)
+    with pytest.raises(TypeError, match="a str, bytes, or a pyarrow array of strings, and not float"):
+        trained([1.5], 300)
+    with pytest.raises(ValueError, match="no UTF-8: the first wrong one stands at offset 2"):
+        trained([b"ab\xff"], 300)
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_threads_change_nothing(num_threads: int) -> None:
+    texts = ["some words and others, " * 1000 + str(i) for i in range(40)]
+    tokenizer = rustbpe.Tokenizer()
+    tokenizer.train_from_iterator(texts, 290, num_threads=num_threads)
+    assert tokenizer.get_mergeable_ranks() == trained(texts, 290, rustbpe.GPT4_PATTERN).get_mergeable_ranks()
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def test_arrays_hold_the_ids_of_lists() -> None:
+    texts = ["ab abc", "", "naïve 日本", "b" * 700_000, "cab " * 200_000, "ab"]
+    tokenizer = trained(["ab abc abcd"], 262)
+    rows = [tokenizer.encode(text) for text in texts]
+    assert tokenizer.batch_encode(texts) == rows
+    for num_threads in (1, 2, 3, None):
+        ids, offsets = tokenizer.batch_encode_to_numpy(texts, num_threads)
+        assert (ids.dtype, offsets.dtype) == (np.uint16, np.uint64)
+        assert [ids[a:b].tolist() for a, b in pairwise(offsets)] == rows
+    for empty in ([], [""]):
+        ids, offsets = tokenizer.batch_encode_to_numpy(empty)
+        assert (ids.tolist(), offsets.tolist()) == ([], [0] * (len(empty) + 1))
+    ids, _ = tokenizer.batch_encode_to_numpy(pa.array(texts))
+    assert ids.tolist() == [i for row in rows for i in row]
+    assert tokenizer.encode_to_numpy(texts[2]).tolist() == rows[2]
+    large = rustbpe.Tokenizer.from_ranks(
+        [(bytes([i]), i) for i in range(256)] + [(i.to_bytes(3, "big"), 256 + i) for i in range(65_536)]
+    )
+    assert large.encode_to_numpy("ab").dtype == np.uint32
+
+
+def test_arrays_and_lists_decode_alike() -> None:
+    tokenizer = trained(["ab abc", "a longer word than sixteen bytes: antidisestablishmentarianism " * 9], 400)
+    ids = tokenizer.encode("antidisestablishmentarianism 日本 abc")
+    assert any(len(token) > 15 for token, _ in tokenizer.get_mergeable_ranks())
+    for dtype in (np.uint16, np.uint32, np.int32, np.int64, np.uint64, np.uint8):
+        chosen = [i for i in ids if i < 256] if dtype == np.uint8 else ids
+        assert tokenizer.decode(np.array(chosen, dtype)) == tokenizer.decode(chosen)
+        assert tokenizer.decode_bytes(np.array(chosen, dtype)) == tokenizer.decode_bytes(chosen)
+    assert tokenizer.decode(np.array(ids)[::-1]) == tokenizer.decode(ids[::-1])
+    assert tokenizer.decode(tuple(ids)) == tokenizer.decode(iter(ids)) == tokenizer.decode(ids)
+    for wrong in (tokenizer.vocab_size, -1):
+        with pytest.raises(ValueError, match=f"id {wrong} is not in the vocabulary, whose ids go from 0 to "):
+            tokenizer.decode(np.array([97, wrong], np.int64))
+
+
+def test_ids_are_written_into_a_callers_array() -> None:
+    tokenizer = trained(["ab abc"], 258)
+    expected = tokenizer.encode("abc cab")
+    for dtype in (np.uint16, np.uint32, np.int64, np.uint64):
+        out = np.full(10, 9, dtype)
+        assert tokenizer.encode_into("abc cab", out) == len(expected)
+        assert out.tolist() == expected + [9] * (10 - len(expected))
+    with pytest.raises(ValueError, match=f"the buffer has 1 places and the text {len(expected)} ids"):
+        tokenizer.encode_into("abc cab", np.zeros(1, np.uint16))
+    with pytest.raises(TypeError, match="must be an array of uint16, uint32, int64 or uint64"):
+        tokenizer.encode_into("abc cab", np.zeros(9, np.float32))
+    read_only = np.zeros(9, np.uint16)
+    read_only.flags.writeable = False
+    with pytest.raises((BufferError, ValueError)):
+        tokenizer.encode_into("abc cab", read_only)
+
+
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,7 +386,7 @@ def test_a_lone_surrogate_is_told_with_its_place() -> None:
 
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(TypeError):
-        trained([b"bytes"], 300)  # type: ignore[list-item]
+        trained([7], 300)
     with pytest.raises(TypeError):
         rustbpe.Tokenizer().encode(7)  # type: ignore[arg-type]
 

@@ -1,91 +1,258 @@
-//! Counting words: texts come in buffers, each is split by all cores, equal words are kept once.
+//! Counting words: texts come in buffers, each is split by all cores, and each core keeps one map for the whole run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustc_hash::FxHashMap;
 
 use crate::Error;
+use crate::key::{hash, key, word};
 use crate::split::Splitter;
 
 /// Bytes that one task splits at a time: large enough to find words again, small enough to share among cores.
-const STRETCH_BYTES: usize = 1 << 20;
+const STRETCH_BYTES: usize = 1 << 18;
 
 /// The different words of a corpus and how often each occurs.
 #[derive(Debug)]
 pub struct Corpus {
     splitter: Splitter,
-    counts: FxHashMap<Box<str>, u64>,
+    /// One per thread; the same word may be in several.
+    counts: Vec<Counts>,
+    threads: Option<ThreadPool>,
+    stop: Arc<AtomicBool>,
+}
+
+/// Words with their counts, in no particular order: all bytes in one place.
+#[derive(Debug, Default)]
+pub struct Words {
+    bytes: Vec<u8>,
+    /// Where each word ends, and its count.
+    ends: Vec<(usize, u64)>,
 }
 
 impl Corpus {
     /// An empty corpus whose texts are cut by `splitter`.
     pub fn new(splitter: Splitter) -> Self {
-        Self { splitter, counts: FxHashMap::default() }
+        Self::with_threads(splitter, None)
+    }
+
+    /// The same with threads of its own, so many of them; None shares the process's, one per core.
+    pub fn with_threads(splitter: Splitter, threads: Option<usize>) -> Self {
+        let threads = threads.and_then(|n| ThreadPoolBuilder::new().num_threads(n).build().ok());
+        let number = threads.as_ref().map_or_else(rayon::current_num_threads, ThreadPool::current_num_threads);
+        let counts = (0..number).map(|_| Counts::default()).collect();
+        Self { splitter, counts, threads, stop: Arc::default() }
+    }
+
+    /// Where another thread can ask `add` to stop soon, with an error.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stop)
     }
 
     /// Add the words of `texts`, split by all cores.
     pub fn add<T: AsRef<str> + Sync>(&mut self, texts: &[T]) -> Result<(), Error> {
-        let counted = stretch_groups(&self.splitter, texts)
-            .into_par_iter()
-            .map(|group| count(&self.splitter, &group))
-            .collect::<Result<Vec<_>, Error>>()?;
-        for counts in counted {
-            for (word, count) in counts {
-                match self.counts.get_mut(word) {
-                    Some(total) => *total += count,
-                    None => {
-                        self.counts.insert(word.into(), count);
+        let (splitter, stop) = (&self.splitter, &self.stop);
+        let stretches: Vec<&str> =
+            texts.iter().flat_map(|text| splitter.stretches(text.as_ref(), STRETCH_BYTES)).collect();
+        let groups = groups(&stretches);
+        let next = AtomicUsize::new(0);
+        let count = |counts: &mut Counts| {
+            while let Some(&group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                for text in group {
+                    if stop.load(Ordering::Relaxed) {
+                        return Err(Error::Stopped);
                     }
+                    splitter.for_each_word(text, |start, end| counts.add(text, start, end))?;
                 }
             }
+            Ok(())
+        };
+        let counts = &mut self.counts;
+        match &self.threads {
+            Some(threads) => threads.install(|| counts.par_iter_mut().try_for_each(count)),
+            None => counts.par_iter_mut().try_for_each(count),
         }
-        Ok(())
     }
 
     /// The splitter, and the words with their counts in no particular order.
-    pub fn into_words(self) -> (Splitter, Vec<(Box<str>, u64)>) {
-        (self.splitter, self.counts.into_iter().collect())
+    pub fn into_words(self) -> (Splitter, Words) {
+        let mut parts = self.counts.into_iter();
+        let mut all = parts.next().unwrap_or_default();
+        parts.for_each(|part| all.add_all(part));
+        (self.splitter, all.into_words())
     }
 }
 
-/// The texts in groups of about `STRETCH_BYTES`, long texts cut where no word is.
-fn stretch_groups<'t, T: AsRef<str>>(splitter: &Splitter, texts: &'t [T]) -> Vec<Vec<&'t str>> {
-    let mut groups = vec![Vec::new()];
-    let mut bytes = 0;
-    for stretch in texts.iter().flat_map(|text| splitter.stretches(text.as_ref(), STRETCH_BYTES)) {
-        if bytes >= STRETCH_BYTES {
-            groups.push(Vec::new());
-            bytes = 0;
-        }
+/// Whole stretches in groups of about `STRETCH_BYTES`.
+fn groups<'g, 't>(stretches: &'g [&'t str]) -> Vec<&'g [&'t str]> {
+    let mut groups = Vec::new();
+    let (mut first, mut bytes) = (0, 0);
+    for (index, stretch) in stretches.iter().enumerate() {
         bytes += stretch.len();
-        groups.last_mut().expect("one group at least").push(stretch);
+        if bytes >= STRETCH_BYTES || index + 1 == stretches.len() {
+            groups.push(&stretches[first..=index]);
+            (first, bytes) = (index + 1, 0);
+        }
     }
     groups
 }
 
-fn count<'t>(splitter: &Splitter, texts: &[&'t str]) -> Result<FxHashMap<&'t str, u64>, Error> {
-    let mut counts = FxHashMap::default();
-    for text in texts {
-        splitter.for_each_word(text, |word| *counts.entry(word).or_insert(0) += 1)?;
+/// One thread's counts: short words by key in a table with open addressing, long ones as they are.
+#[derive(Debug, Default)]
+struct Counts {
+    /// Key in two halves, count; a count of 0 marks an empty place. The length is a power of two.
+    short: Vec<(u64, u64, u64)>,
+    used: usize,
+    long: FxHashMap<Box<[u8]>, u64>,
+}
+
+impl Counts {
+    #[inline]
+    fn add(&mut self, text: &str, start: usize, end: usize) {
+        match key(text.as_bytes(), start, end) {
+            Some(key) => self.add_short(key, 1),
+            None => self.add_long(&text.as_bytes()[start..end], 1),
+        }
     }
-    Ok(counts)
+
+    #[inline]
+    fn add_short(&mut self, key: u128, count: u64) {
+        let (low, high) = (key as u64, (key >> 64) as u64);
+        if self.used * 4 >= self.short.len() * 3 {
+            self.grow();
+        }
+        let mut place = self.first_place(key);
+        loop {
+            let found = &mut self.short[place];
+            if found.2 == 0 {
+                *found = (low, high, count);
+                self.used += 1;
+                return;
+            }
+            if (found.0, found.1) == (low, high) {
+                found.2 += count;
+                return;
+            }
+            place = (place + 1) & (self.short.len() - 1);
+        }
+    }
+
+    fn add_long(&mut self, word: &[u8], count: u64) {
+        match self.long.get_mut(word) {
+            Some(total) => *total += count,
+            None => {
+                self.long.insert(word.into(), count);
+            }
+        }
+    }
+
+    #[inline]
+    fn first_place(&self, key: u128) -> usize {
+        hash(key) as usize & (self.short.len() - 1)
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let size = (self.short.len() * 2).max(1 << 12);
+        let old = std::mem::replace(&mut self.short, vec![(0, 0, 0); size]);
+        self.used = 0;
+        for (low, high, count) in old {
+            if count > 0 {
+                self.add_short(u128::from(high) << 64 | u128::from(low), count);
+            }
+        }
+    }
+
+    fn add_all(&mut self, other: Self) {
+        for (low, high, count) in other.short {
+            if count > 0 {
+                self.add_short(u128::from(high) << 64 | u128::from(low), count);
+            }
+        }
+        for (word, count) in other.long {
+            self.add_long(&word, count);
+        }
+    }
+
+    fn into_words(self) -> Words {
+        let mut words = Words::default();
+        for (low, high, count) in self.short {
+            if count > 0 {
+                let (bytes, len) = word(u128::from(high) << 64 | u128::from(low));
+                words.push(&bytes[..len], count);
+            }
+        }
+        for (word, count) in self.long {
+            words.push(&word, count);
+        }
+        words
+    }
+}
+
+impl Words {
+    /// Add a word, which must not be there yet, with its count.
+    pub fn push(&mut self, word: &[u8], count: u64) {
+        self.bytes.extend_from_slice(word);
+        self.ends.push((self.bytes.len(), count));
+    }
+
+    /// Number of different words.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// Each word with its count.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        let starts = std::iter::once(0).chain(self.ends.iter().map(|&(end, _)| end));
+        starts.zip(&self.ends).map(|(start, &(end, count))| (&self.bytes[start..end], count))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::split::GPT4_PATTERN;
+    use crate::scanner::GPT4_PATTERN;
 
     #[test]
     fn words_are_counted_over_buffers_and_texts_cut_for_speed() {
-        let long = "the cat\nsat on the mat\n".repeat(100_000);
+        let long = "the cat\nsat on the mat of antidisestablishmentarianism\n".repeat(100_000);
         let mut corpus = Corpus::new(Splitter::new(GPT4_PATTERN).unwrap());
         corpus.add(&[long.as_str(), "the", ""]).unwrap();
         corpus.add(&["the the"]).unwrap();
         let (_, words) = corpus.into_words();
-        let counts: FxHashMap<_, _> = words.iter().map(|(word, count)| (&**word, *count)).collect();
-        assert_eq!(counts["the"], 100_002);
-        assert_eq!(counts[" the"], 100_001);
-        assert_eq!(counts["\n"], 200_000);
-        assert_eq!(counts["sat"], 100_000);
+        let counts: FxHashMap<_, _> = words.iter().collect();
+        assert_eq!((words.len(), counts.len()), (9, 9));
+        assert_eq!(counts[&b"the"[..]], 100_002);
+        assert_eq!(counts[&b" the"[..]], 100_001);
+        assert_eq!(counts[&b"\n"[..]], 200_000);
+        assert_eq!(counts[&b"sat"[..]], 100_000);
+        assert_eq!(counts[&b" antidisestablishmentarianism"[..]], 100_000);
+    }
+
+    #[test]
+    fn many_words_are_counted_as_a_map_of_the_library_counts_them() {
+        let text: String = (0..200_000_u32).map(|n| format!(" w{}", n.wrapping_mul(2_654_435_761) % 50_000)).collect();
+        let mut expected: FxHashMap<&[u8], u64> = FxHashMap::default();
+        let splitter = Splitter::new(GPT4_PATTERN).unwrap();
+        splitter.for_each_word(&text, |s, e| *expected.entry(&text.as_bytes()[s..e]).or_default() += 1).unwrap();
+        let mut corpus = Corpus::new(Splitter::new(GPT4_PATTERN).unwrap());
+        corpus.add(&[&text]).unwrap();
+        let (_, words) = corpus.into_words();
+        assert_eq!(words.len(), expected.len());
+        assert!(words.iter().all(|(word, count)| expected[word] == count));
+    }
+
+    #[test]
+    fn counting_stops_when_asked() {
+        let mut corpus = Corpus::new(Splitter::new(GPT4_PATTERN).unwrap());
+        corpus.stop_flag().store(true, Ordering::Relaxed);
+        assert!(matches!(corpus.add(&["a text"]), Err(Error::Stopped)));
     }
 }

@@ -1,30 +1,43 @@
 //! Text <-> ids, equal to tiktoken's for the same ranks and pattern.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rayon::prelude::*;
 
 use crate::Error;
+use crate::cache::WordCache;
+use crate::key::key;
+use crate::merging::Scratch;
 use crate::split::Splitter;
 use crate::trainer::Pair;
-use crate::vocabulary::{NONE, Vocabulary};
+use crate::vocabulary::Vocabulary;
 
-/// Words up to this many bytes are merged by looking for the lowest rank again and again; longer ones by a heap.
-/// The scan is quadratic, but faster on what words usually are.
-const SCAN_BYTES: usize = 64;
+/// Bytes of text that a thread takes at a time.
+const GROUP_BYTES: usize = 1 << 18;
+
+/// Ids of some texts, one after another, and how many each text has.
+#[derive(Debug)]
+pub struct Group {
+    /// The ids of all its texts.
+    pub ids: Vec<u32>,
+    /// Ids of each text.
+    pub lengths: Vec<usize>,
+}
 
 /// A split pattern and a vocabulary: everything that turns text into ids and back.
 #[derive(Debug)]
 pub struct Encoder {
     splitter: Splitter,
     vocabulary: Vocabulary,
+    /// One per thread that ever encoded at the same time.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 impl Encoder {
     /// Put the two together.
     pub fn new(splitter: Splitter, vocabulary: Vocabulary) -> Self {
-        Self { splitter, vocabulary }
+        Self { splitter, vocabulary, workspaces: Mutex::default() }
     }
 
     /// The split pattern.
@@ -40,37 +53,91 @@ impl Encoder {
     /// The ids of a text. Errors only when a pattern of the caller's own gives up on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, Error> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let mut scratch = Scratch::default();
-        self.splitter.for_each_word(text, |word| self.encode_word(word.as_bytes(), &mut scratch, &mut ids))?;
+        self.encode_into(text, &mut ids)?;
         Ok(ids)
+    }
+
+    /// Append the ids of a text.
+    pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), Error> {
+        self.with_workspace(|workspace| {
+            let bytes = text.as_bytes();
+            self.splitter
+                .for_each_word(text, |start, end| workspace.encode_word(&self.vocabulary, bytes, start, end, ids))
+        })
     }
 
     /// The ids of many texts, by at most `threads` cores; with one, in the caller's thread.
     pub fn encode_batch<T: AsRef<str> + Sync>(&self, texts: &[T], threads: usize) -> Result<Vec<Vec<u32>>, Error> {
-        let one = |text: &T| self.encode(text.as_ref());
+        self.in_groups(texts, threads, |group| {
+            group.iter().map(|text| self.encode(text.as_ref())).collect::<Result<Vec<_>, Error>>()
+        })
+        .map(|groups| groups.into_iter().flatten().collect())
+    }
+
+    /// The same without a vector for each text: groups of texts, each with the ids of its texts one after another and
+    /// how many each has.
+    pub fn encode_groups<T: AsRef<str> + Sync>(&self, texts: &[T], threads: usize) -> Result<Vec<Group>, Error> {
+        self.in_groups(texts, threads, |group| {
+            let bytes: usize = group.iter().map(|text| text.as_ref().len()).sum();
+            let mut ids = Vec::with_capacity(bytes / 3);
+            let mut lengths = Vec::with_capacity(group.len());
+            for text in group {
+                let before = ids.len();
+                self.encode_into(text.as_ref(), &mut ids)?;
+                lengths.push(ids.len() - before);
+            }
+            Ok(Group { ids, lengths })
+        })
+    }
+
+    /// Groups of whole texts of about `GROUP_BYTES`, each worked on by one thread.
+    fn in_groups<T: AsRef<str> + Sync, R: Send>(
+        &self,
+        texts: &[T],
+        threads: usize,
+        work: impl Fn(&[T]) -> Result<R, Error> + Sync,
+    ) -> Result<Vec<R>, Error> {
         if threads <= 1 {
-            texts.iter().map(one).collect()
-        } else if threads < rayon::current_num_threads() {
-            let chunk = texts.len().div_ceil(threads).max(1);
-            let parts: Result<Vec<Vec<_>>, Error> =
-                texts.par_chunks(chunk).map(|part| part.iter().map(one).collect()).collect();
-            Ok(parts?.into_iter().flatten().collect())
-        } else {
-            texts.par_iter().map(one).collect()
+            return Ok(vec![work(texts)?]);
         }
+        let mut groups = Vec::new();
+        let (mut first, mut bytes) = (0, 0);
+        for (index, text) in texts.iter().enumerate() {
+            bytes += text.as_ref().len();
+            if bytes >= GROUP_BYTES || index + 1 == texts.len() {
+                groups.push(&texts[first..=index]);
+                (first, bytes) = (index + 1, 0);
+            }
+        }
+        // As many tasks as threads are asked for, each taking the next group that nobody has.
+        let next = AtomicUsize::new(0);
+        let mut done: Vec<(usize, R)> = (0..threads.min(rayon::current_num_threads()))
+            .into_par_iter()
+            .map(|_| {
+                let mine = std::iter::from_fn(|| {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    Some((index, *groups.get(index)?))
+                });
+                mine.map(|(index, group)| Ok((index, work(group)?))).collect::<Result<Vec<_>, Error>>()
+            })
+            .collect::<Result<Vec<_>, Error>>()?
+            .into_iter()
+            .flatten()
+            .collect();
+        done.sort_by_key(|&(index, _)| index);
+        Ok(done.into_iter().map(|(_, result)| result).collect())
     }
 
     /// The bytes that the ids stand for. Errors on an unknown id.
-    pub fn decode_bytes(&self, ids: &[i64]) -> Result<Vec<u8>, Error> {
-        let mut bytes = Vec::with_capacity(ids.len() * 4);
-        for &id in ids {
-            bytes.extend_from_slice(self.vocabulary.token(id)?);
-        }
+    pub fn decode_bytes(&self, ids: impl IntoIterator<Item = i64>) -> Result<Vec<u8>, Error> {
+        let ids = ids.into_iter();
+        let mut bytes = Vec::with_capacity(ids.size_hint().0 * 5);
+        ids.into_iter().try_for_each(|id| self.vocabulary.append_token(id, &mut bytes))?;
         Ok(bytes)
     }
 
     /// The text that the ids stand for; bytes that are no UTF-8 become U+FFFD. Errors on an unknown id.
-    pub fn decode(&self, ids: &[i64]) -> Result<String, Error> {
+    pub fn decode(&self, ids: impl IntoIterator<Item = i64>) -> Result<String, Error> {
         let bytes = self.decode_bytes(ids)?;
         Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
@@ -89,128 +156,59 @@ impl Encoder {
             .collect()
     }
 
-    fn encode_word(&self, word: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        if let Some(id) = self.vocabulary.id(word) {
-            ids.push(id);
-        } else if word.len() <= SCAN_BYTES {
-            ids.extend_from_slice(scratch.merge_by_scan(&self.vocabulary, word, NONE));
+    /// Run `work` with memory that an earlier call has left, its cache warm.
+    fn with_workspace<R>(&self, work: impl FnOnce(&mut Workspace) -> R) -> R {
+        let kept = self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut workspace = kept.unwrap_or_else(Workspace::new);
+        let result = work(&mut workspace);
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner).push(workspace);
+        result
+    }
+}
+
+/// What encoding needs beside the vocabulary, for one thread at a time.
+#[derive(Debug)]
+struct Workspace {
+    cache: WordCache,
+    scratch: Scratch,
+}
+
+impl Workspace {
+    fn new() -> Self {
+        Self { cache: WordCache::new(), scratch: Scratch::default() }
+    }
+
+    #[inline]
+    fn encode_word(&mut self, vocabulary: &Vocabulary, bytes: &[u8], start: usize, end: usize, ids: &mut Vec<u32>) {
+        let key = key(bytes, start, end);
+        if let Some((known, len)) = key.and_then(|key| self.cache.get(key)) {
+            // Three ids are copied whatever their number: cheaper than asking.
+            let before = ids.len();
+            ids.extend_from_slice(known);
+            ids.truncate(before + len);
         } else {
-            scratch.merge_by_heap(&self.vocabulary, word, ids);
+            self.encode_new_word(vocabulary, key, &bytes[start..end], ids);
         }
     }
-}
 
-/// Memory that lives from word to word.
-#[derive(Default)]
-struct Scratch {
-    ids: Vec<u32>,
-    /// `ranks[i]`: what `ids[i]` and its right neighbour merge into.
-    ranks: Vec<u32>,
-    /// Links of the heap's way: the positions left and right that are still there.
-    left: Vec<usize>,
-    right: Vec<usize>,
-    heap: BinaryHeap<Reverse<(u32, usize)>>,
-}
-
-impl Scratch {
-    fn start(&mut self, vocabulary: &Vocabulary, word: &[u8]) {
-        self.ids.clear();
-        self.ids.extend(word.iter().map(|&byte| vocabulary.byte_id(byte)));
-        self.ranks.clear();
-        self.ranks.extend(self.ids.windows(2).map(|pair| vocabulary.merged(pair[0], pair[1])));
-        self.ranks.push(NONE);
-    }
-
-    /// Merge the leftmost pair of the lowest rank until none below `limit` is left. Quadratic in the word's length.
-    fn merge_by_scan(&mut self, vocabulary: &Vocabulary, word: &[u8], limit: u32) -> &[u32] {
-        self.start(vocabulary, word);
-        let Self { ids, ranks, .. } = self;
-        loop {
-            let (mut best, mut rank) = (0, limit);
-            for (i, &r) in ranks.iter().enumerate() {
-                if r < rank {
-                    (best, rank) = (i, r);
-                }
-            }
-            if rank == limit {
-                break;
-            }
-            ids[best] = rank;
-            ids.remove(best + 1);
-            ranks.remove(best + 1);
-            ranks[best] = ids.get(best + 1).map_or(NONE, |&right| vocabulary.merged(rank, right));
-            if best > 0 {
-                ranks[best - 1] = vocabulary.merged(ids[best - 1], rank);
-            }
+    #[cold]
+    fn encode_new_word(&mut self, vocabulary: &Vocabulary, key: Option<u128>, word: &[u8], ids: &mut Vec<u32>) {
+        let whole = vocabulary.id(word).map(|id| [id]);
+        let found = whole.as_ref().map_or_else(|| self.scratch.merge(vocabulary, word), |id| &id[..]);
+        ids.extend_from_slice(found);
+        if let Some(key) = key {
+            self.cache.put(key, found);
         }
-        ids
-    }
-
-    /// The same with a heap of pairs and linked positions: near linear, so that a word of a megabyte is no attack.
-    fn merge_by_heap(&mut self, vocabulary: &Vocabulary, word: &[u8], out: &mut Vec<u32>) {
-        self.start(vocabulary, word);
-        let Self { ids, ranks, left, right, heap } = self;
-        let len = ids.len();
-        left.clear();
-        left.extend((0..len).map(|i| i.wrapping_sub(1)));
-        right.clear();
-        right.extend(1..=len);
-        heap.clear();
-        heap.extend(ranks.iter().enumerate().filter(|&(_, &rank)| rank != NONE).map(|(i, &rank)| Reverse((rank, i))));
-        while let Some(Reverse((rank, i))) = heap.pop() {
-            // An entry is stale when its place was merged into another or its neighbour has changed since.
-            if ids[i] == NONE || ranks[i] != rank {
-                continue;
-            }
-            let gone = right[i];
-            (ids[i], ids[gone], ranks[gone]) = (rank, NONE, NONE);
-            right[i] = right[gone];
-            ranks[i] = NONE;
-            if right[i] < len {
-                left[right[i]] = i;
-                ranks[i] = vocabulary.merged(rank, ids[right[i]]);
-                if ranks[i] != NONE {
-                    heap.push(Reverse((ranks[i], i)));
-                }
-            }
-            if let Some(before) = (i > 0).then(|| left[i]) {
-                ranks[before] = vocabulary.merged(ids[before], rank);
-                if ranks[before] != NONE {
-                    heap.push(Reverse((ranks[before], before)));
-                }
-            }
-        }
-        out.extend(ids.iter().filter(|&&id| id != NONE));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::split::GPT4_PATTERN;
+    use crate::scanner::GPT4_PATTERN;
 
     fn encoder(merges: &[(u32, u32)]) -> Encoder {
         Encoder::new(Splitter::new(GPT4_PATTERN).unwrap(), Vocabulary::from_merges(merges).unwrap())
-    }
-
-    #[test]
-    fn the_two_ways_of_merging_agree() {
-        let encoder =
-            encoder(&[(97, 97), (97, 98), (98, 256), (256, 256), (257, 256), (99, 98), (259, 259), (261, 257)]);
-        let mut seed = 1_u32;
-        for len in 2..400 {
-            let word: Vec<u8> = (0..len)
-                .map(|_| {
-                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    b"aaabc"[(seed >> 16) as usize % 5]
-                })
-                .collect();
-            let mut by_heap = Vec::new();
-            Scratch::default().merge_by_heap(&encoder.vocabulary, &word, &mut by_heap);
-            let mut scratch = Scratch::default();
-            let by_scan = scratch.merge_by_scan(&encoder.vocabulary, &word, NONE);
-            assert_eq!(by_scan, by_heap, "{}", String::from_utf8_lossy(&word));
-        }
     }
 
     #[test]
@@ -238,11 +236,11 @@ mod tests {
     fn decoding_gives_the_text_back_and_replaces_broken_characters() {
         let encoder = encoder(&[(97, 98)]);
         for text in ["", "ab", "abé 日本\n\t😀"] {
-            let ids: Vec<i64> = encoder.encode(text).unwrap().into_iter().map(i64::from).collect();
-            assert_eq!(encoder.decode(&ids).unwrap(), text);
+            let ids = encoder.encode(text).unwrap().into_iter().map(i64::from);
+            assert_eq!(encoder.decode(ids).unwrap(), text);
         }
-        assert_eq!(encoder.decode(&[0xC3]).unwrap(), "\u{fffd}");
-        assert!(matches!(encoder.decode_bytes(&[97, 300]), Err(Error::UnknownId { id: 300, size: 257 })));
+        assert_eq!(encoder.decode([0xC3]).unwrap(), "\u{fffd}");
+        assert!(matches!(encoder.decode_bytes([97, 300]), Err(Error::UnknownId { id: 300, size: 257 })));
     }
 
     #[test]

@@ -15,25 +15,32 @@
 //! let encoder = Encoder::new(splitter, Vocabulary::from_merges(&merges)?);
 //! let ids = encoder.encode("low")?;
 //! assert_eq!(ids, [257]);
-//! assert_eq!(encoder.decode(&[257])?, "low");
+//! assert_eq!(encoder.decode([257])?, "low");
 //! # Ok::<(), rustbpe::Error>(())
 //! ```
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod cache;
 mod corpus;
 mod encoder;
 mod error;
+mod key;
+mod merging;
 #[cfg(feature = "python")]
 mod python;
+mod scanner;
 mod split;
 mod trainer;
+mod unicode;
 mod vocabulary;
 
-pub use corpus::Corpus;
-pub use encoder::Encoder;
+pub use corpus::{Corpus, Words};
+pub use encoder::{Encoder, Group};
 pub use error::Error;
-pub use split::{GPT4_PATTERN, Splitter, UNICODE_VERSION};
+pub use scanner::{GPT2_PATTERN, GPT4_PATTERN, NANOCHAT_PATTERN, PATTERNS, QWEN2_PATTERN};
+pub use split::Splitter;
 pub use trainer::{Pair, train};
+pub use unicode::UNICODE_VERSION;
 pub use vocabulary::Vocabulary;

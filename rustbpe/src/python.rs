@@ -1,20 +1,23 @@
 //! The Python module: the only file that knows Python. The GIL is released around all work.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-use pyo3::exceptions::{PyOSError, PyUnicodeEncodeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
-use pyo3::types::{PyBytes, PyDict, PyIterator, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
-use crate::{Corpus, Encoder, Error, GPT4_PATTERN, Splitter, UNICODE_VERSION, Vocabulary, train};
+use crate::{Corpus, Encoder, Error, GPT4_PATTERN, PATTERNS, Splitter, UNICODE_VERSION, Vocabulary, train};
 
-/// Texts are handed to the counting threads after this many bytes, even when the buffer's count is not reached.
-const BUFFER_BYTES: usize = 16 << 20;
+mod arrays;
+mod counting;
+mod texts;
+
+use arrays::Ints;
+use counting::count_iterator;
+use texts::{Text, checked_text, each_text};
+
 /// Time between two looks at Ctrl-C and calls of the caller's `progress`.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
 
@@ -36,17 +39,46 @@ impl From<Error> for PyErr {
 #[pyclass(frozen, module = "rustbpe")]
 struct Tokenizer {
     /// Swapped as a whole when training ends, so that other threads may encode meanwhile.
-    encoder: RwLock<Arc<Encoder>>,
+    state: RwLock<Arc<State>>,
+}
+
+struct State {
+    encoder: Encoder,
+    ints: Ints,
+}
+
+impl State {
+    fn of(encoder: Encoder) -> Arc<Self> {
+        Arc::new(Self { encoder, ints: Ints::default() })
+    }
+
+    fn size(&self) -> usize {
+        self.encoder.vocabulary().len()
+    }
 }
 
 impl Tokenizer {
     fn of(encoder: Encoder) -> Self {
-        Self { encoder: RwLock::new(Arc::new(encoder)) }
+        Self { state: RwLock::new(State::of(encoder)) }
     }
 
-    fn encoder(&self) -> Arc<Encoder> {
-        Arc::clone(&self.encoder.read().unwrap_or_else(PoisonError::into_inner))
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn all_texts(texts: &Bound<'_, PyAny>) -> PyResult<Vec<Text>> {
+    let mut all = Vec::new();
+    let mut keep = |text| {
+        all.push(text);
+        Ok(())
+    };
+    if texts.hasattr("null_count")? {
+        each_text(texts, &mut keep)?;
+    } else {
+        texts.try_iter()?.try_for_each(|text| each_text(&text?, &mut keep))?;
+    }
+    Ok(all)
 }
 
 #[pymethods]
@@ -76,7 +108,8 @@ impl Tokenizer {
     }
 
     /// Train on an iterator of texts until the vocabulary has `vocab_size` tokens or no pair is left.
-    #[pyo3(signature = (iterator, vocab_size, buffer_size=8192, pattern=None, progress=None))]
+    #[pyo3(signature = (iterator, vocab_size, buffer_size=8192, pattern=None, progress=None, num_threads=None))]
+    #[allow(clippy::too_many_arguments)] // they are keywords in Python
     fn train_from_iterator(
         &self,
         py: Python<'_>,
@@ -85,30 +118,34 @@ impl Tokenizer {
         buffer_size: usize,
         pattern: Option<&str>,
         progress: Option<Py<PyAny>>,
+        num_threads: Option<usize>,
     ) -> PyResult<()> {
         let vocab_size = checked_size(vocab_size)?;
         let splitter = Splitter::new(pattern.unwrap_or(GPT4_PATTERN))?;
-        let corpus = count_iterator(py, &iterator.try_iter()?, buffer_size.max(1), Corpus::new(splitter))?;
+        let corpus = Corpus::with_threads(splitter, num_threads);
+        let corpus = count_iterator(py, &iterator.try_iter()?, buffer_size.max(1), corpus)?;
         let encoder = finish(py, corpus, vocab_size, progress)?;
-        *self.encoder.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(encoder);
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::of(encoder);
         Ok(())
     }
 
     /// The split pattern.
     fn get_pattern(&self) -> String {
-        self.encoder().pattern().to_owned()
+        self.state().encoder.pattern().to_owned()
     }
 
     /// All tokens as (bytes, rank): the 256 bytes, then the merges in order.
     fn get_mergeable_ranks<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
-        let encoder = self.encoder();
+        let state = self.state();
+        let encoder = &state.encoder;
         let tokens: Vec<_> = encoder.vocabulary().tokens().map(|token| PyBytes::new(py, token)).collect();
         PyList::new(py, tokens.into_iter().zip(0_u32..))
     }
 
     /// The pairs of tokens that merge, in order: for formats that list merges instead of ranks.
     fn get_merges<'py>(&self, py: Python<'py>) -> PyResult<Vec<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)>> {
-        let encoder = self.encoder();
+        let state = self.state();
+        let encoder = &state.encoder;
         let bytes = |id: u32| PyResult::Ok(PyBytes::new(py, encoder.vocabulary().token(i64::from(id))?));
         let merges = py.detach(|| encoder.merges());
         merges.into_iter().map(|(left, right)| Ok((bytes(left)?, bytes(right)?))).collect()
@@ -117,42 +154,76 @@ impl Tokenizer {
     /// Number of tokens.
     #[getter]
     fn vocab_size(&self) -> usize {
-        self.encoder().vocabulary().len()
+        self.state().encoder.vocabulary().len()
     }
 
     /// The ids of a text.
-    fn encode(&self, py: Python<'_>, text: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-        let (encoder, text) = (self.encoder(), checked_text(text)?);
-        Ok(py.detach(|| encoder.encode(&text))?)
+    fn encode<'py>(&self, py: Python<'py>, text: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+        let (state, text) = (self.state(), checked_text(text)?);
+        let ids = py.detach(|| state.encoder.encode(&text))?;
+        state.ints.list(py, state.size(), &ids)
     }
 
     /// The ids of each text, by all cores or at most `num_threads`.
     #[pyo3(signature = (texts, num_threads=None))]
-    fn batch_encode(
+    fn batch_encode<'py>(
         &self,
-        py: Python<'_>,
-        texts: &Bound<'_, PyAny>,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
         num_threads: Option<usize>,
-    ) -> PyResult<Vec<Vec<u32>>> {
-        let encoder = self.encoder();
-        let texts = texts.try_iter()?.map(|text| checked_text(&text?)).collect::<PyResult<Vec<_>>>()?;
-        Ok(py.detach(|| encoder.encode_batch(&texts, num_threads.unwrap_or(usize::MAX)))?)
+    ) -> PyResult<Bound<'py, PyList>> {
+        let state = self.state();
+        let texts = all_texts(texts)?;
+        let rows = py.detach(|| state.encoder.encode_batch(&texts, num_threads.unwrap_or(usize::MAX)))?;
+        let rows = rows.iter().map(|ids| state.ints.list(py, state.size(), ids)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, rows)
     }
 
-    /// The text of some ids; bytes that are no UTF-8 become U+FFFD.
-    fn decode(&self, py: Python<'_>, ids: &Bound<'_, PyAny>) -> PyResult<String> {
-        let (encoder, ids) = (self.encoder(), checked_ids(ids)?);
-        Ok(py.detach(|| encoder.decode(&ids))?)
+    /// The ids of a text as a numpy array: uint16 where the vocabulary allows it, else uint32.
+    fn encode_to_numpy<'py>(&self, py: Python<'py>, text: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let (state, text) = (self.state(), checked_text(text)?);
+        let ids = py.detach(|| state.encoder.encode(&text))?;
+        arrays::id_array(py, &[&ids], state.size())
+    }
+
+    /// The ids of all texts in one numpy array, and where each text starts: text i is `ids[offsets[i]:offsets[i + 1]]`.
+    #[pyo3(signature = (texts, num_threads=None))]
+    fn batch_encode_to_numpy<'py>(
+        &self,
+        py: Python<'py>,
+        texts: &Bound<'py, PyAny>,
+        num_threads: Option<usize>,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let state = self.state();
+        let texts = all_texts(texts)?;
+        let groups = py.detach(|| state.encoder.encode_groups(&texts, num_threads.unwrap_or(usize::MAX)))?;
+        let parts: Vec<&[u32]> = groups.iter().map(|group| &group.ids[..]).collect();
+        let lengths = groups.iter().flat_map(|group| group.lengths.iter().copied());
+        Ok((arrays::id_array(py, &parts, state.size())?, arrays::offset_array(py, lengths, texts.len())?))
+    }
+
+    /// Write the ids of a text to the front of `out`, an array of integers; returns how many there are.
+    fn encode_into(&self, py: Python<'_>, text: &Bound<'_, PyAny>, out: &Bound<'_, PyAny>) -> PyResult<usize> {
+        let (state, text) = (self.state(), checked_text(text)?);
+        let ids = py.detach(|| state.encoder.encode(&text))?;
+        arrays::write_to_buffer(out, &ids, state.size())?;
+        Ok(ids.len())
+    }
+
+    /// The text of some ids (ints, or an array of integers); bytes that are no UTF-8 become U+FFFD.
+    fn decode<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyString>> {
+        let bytes = arrays::decode(&self.state().encoder, ids)?;
+        Ok(PyString::new(py, &String::from_utf8_lossy(&bytes)))
     }
 
     /// The bytes of some ids.
     fn decode_bytes<'py>(&self, py: Python<'py>, ids: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
-        let (encoder, ids) = (self.encoder(), checked_ids(ids)?);
-        Ok(PyBytes::new(py, &py.detach(|| encoder.decode_bytes(&ids))?))
+        Ok(PyBytes::new(py, &arrays::decode(&self.state().encoder, ids)?))
     }
 
     fn __repr__(&self) -> String {
-        let encoder = self.encoder();
+        let state = self.state();
+        let encoder = &state.encoder;
         format!("Tokenizer(vocab_size={}, pattern={:?})", encoder.vocabulary().len(), encoder.pattern())
     }
 }
@@ -210,57 +281,6 @@ fn finish(py: Python<'_>, corpus: Corpus, vocab_size: u32, progress: Option<Py<P
     }
 }
 
-/// Collect texts from Python while another thread counts the buffer before.
-fn count_iterator(
-    py: Python<'_>,
-    iterator: &Bound<'_, PyIterator>,
-    buffer_size: usize,
-    mut corpus: Corpus,
-) -> PyResult<Corpus> {
-    let (sender, receiver): (SyncSender<Vec<String>>, Receiver<Vec<String>>) = sync_channel(0);
-    std::thread::scope(|scope| {
-        let counting: ScopedJoinHandle<'_, Result<Corpus, Error>> = scope.spawn(move || {
-            for texts in receiver {
-                corpus.add(&texts)?;
-            }
-            Ok(corpus)
-        });
-        let collected = collect(py, iterator, buffer_size, &sender);
-        drop(sender);
-        let counted = py.detach(|| counting.join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        // The iterator's own error comes first: it is what the caller has to repair.
-        collected?;
-        Ok(counted?)
-    })
-}
-
-/// Send the iterator's texts in buffers. Ends early when the counting thread has given up: its error tells why.
-fn collect(
-    py: Python<'_>,
-    iterator: &Bound<'_, PyIterator>,
-    buffer_size: usize,
-    sender: &SyncSender<Vec<String>>,
-) -> PyResult<()> {
-    let mut buffer = Vec::new();
-    let mut bytes = 0;
-    for item in iterator.clone() {
-        py.check_signals()?;
-        let text = checked_text(&item?)?.to_string();
-        bytes += text.len();
-        buffer.push(text);
-        if buffer.len() >= buffer_size || bytes >= BUFFER_BYTES {
-            let full = std::mem::take(&mut buffer);
-            bytes = 0;
-            if py.detach(|| sender.send(full)).is_err() {
-                return Ok(());
-            }
-        }
-    }
-    // A refusal here means the same as above.
-    let _ = py.detach(|| sender.send(buffer));
-    py.check_signals()
-}
-
 fn checked_size(vocab_size: i64) -> PyResult<u32> {
     match u32::try_from(vocab_size) {
         Ok(size) if size >= 256 => Ok(size),
@@ -271,32 +291,12 @@ fn checked_size(vocab_size: i64) -> PyResult<u32> {
     }
 }
 
-/// A str as UTF-8. A lone surrogate, which JSON can smuggle in, has none.
-fn checked_text(text: &Bound<'_, PyAny>) -> PyResult<PyBackedStr> {
-    text.extract::<PyBackedStr>().map_err(|error| {
-        let py = text.py();
-        if !error.is_instance_of::<PyUnicodeEncodeError>(py) {
-            return error;
-        }
-        match error.value(py).getattr("start").and_then(|start| start.extract::<usize>()) {
-            Ok(start) => PyValueError::new_err(format!(
-                "the text is no valid Unicode: a lone surrogate stands at character {start}; \
-                 text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace') repairs it"
-            )),
-            Err(error) => error,
-        }
-    })
-}
-
-fn checked_ids(ids: &Bound<'_, PyAny>) -> PyResult<Vec<i64>> {
-    ids.try_iter()?.map(|id| id?.extract::<i64>()).collect()
-}
-
 #[pymodule]
 fn rustbpe(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Tokenizer>()?;
     module.add_function(wrap_pyfunction!(train_bpe, module)?)?;
     module.add("GPT4_PATTERN", GPT4_PATTERN)?;
+    module.add("PATTERNS", PATTERNS.into_iter().collect::<std::collections::BTreeMap<_, _>>())?;
     module.add("UNICODE_VERSION", UNICODE_VERSION)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }

@@ -9,6 +9,7 @@ use std::collections::BinaryHeap;
 use rustc_hash::FxHashMap;
 
 use crate::Error;
+use crate::corpus::Words;
 
 /// Two ids side by side.
 pub type Pair = (u32, u32);
@@ -21,7 +22,7 @@ const MERGES_PER_CHECK: u32 = 64;
 /// Fewer when the words hold no more pairs. `on_progress(done, wanted)` is called now and then and may stop training;
 /// at the end it is called with what was done twice.
 pub fn train(
-    words: &[(Box<str>, u64)],
+    words: &Words,
     vocab_size: u32,
     on_progress: &mut dyn FnMut(u32, u32) -> Result<(), Error>,
 ) -> Result<Vec<Pair>, Error> {
@@ -83,16 +84,16 @@ struct State {
 }
 
 impl State {
-    fn new(words: &[(Box<str>, u64)]) -> Result<Self, Error> {
+    fn new(words: &Words) -> Result<Self, Error> {
         let mut state =
             Self { words: Vec::new(), symbols: Vec::new(), pairs: FxHashMap::default(), heap: BinaryHeap::new() };
         for (word, count) in words.iter().filter(|(word, _)| word.len() > 1) {
             let index = u32::try_from(state.words.len()).map_err(|_| Error::CorpusTooLarge)?;
             let len = u32::try_from(word.len()).map_err(|_| Error::CorpusTooLarge)?;
-            state.words.push(Word { start: state.symbols.len(), len, count: *count });
-            state.symbols.extend(word.bytes().map(u32::from));
-            for pair in word.as_bytes().windows(2) {
-                state.pairs.entry((pair[0].into(), pair[1].into())).or_default().add(index, *count);
+            state.words.push(Word { start: state.symbols.len(), len, count });
+            state.symbols.extend(word.iter().map(|&byte| u32::from(byte)));
+            for pair in word.windows(2) {
+                state.pairs.entry((pair[0].into(), pair[1].into())).or_default().add(index, count);
             }
         }
         state.heap = state.pairs.iter().map(|(&pair, found)| (found.count, Reverse(pair))).collect();
@@ -172,9 +173,9 @@ mod tests {
     use super::*;
 
     /// The textbook: count all pairs anew before every merge.
-    fn train_slowly(words: &[(Box<str>, u64)], vocab_size: u32) -> Vec<Pair> {
+    fn train_slowly(words: &Words, vocab_size: u32) -> Vec<Pair> {
         let mut words: Vec<(Vec<u32>, u64)> =
-            words.iter().map(|(word, count)| (word.bytes().map(u32::from).collect(), *count)).collect();
+            words.iter().map(|(word, count)| (word.iter().map(|&byte| byte.into()).collect(), count)).collect();
         let mut merges = Vec::new();
         for id in 256..vocab_size {
             let mut counts: FxHashMap<Pair, u64> = FxHashMap::default();
@@ -198,8 +199,10 @@ mod tests {
         merges
     }
 
-    fn words(list: &[(&str, u64)]) -> Vec<(Box<str>, u64)> {
-        list.iter().map(|&(word, count)| (word.into(), count)).collect()
+    fn words(list: &[(&str, u64)]) -> Words {
+        let mut words = Words::default();
+        list.iter().for_each(|&(word, count)| words.push(word.as_bytes(), count));
+        words
     }
 
     #[test]
@@ -214,7 +217,7 @@ mod tests {
                     ['a', 'b', 'c'][(seed >> 16) as usize % 3]
                 })
                 .collect();
-            list.push((word.into(), u64::from(1 + (seed >> 29))));
+            list.push(word.as_bytes(), u64::from(1 + (seed >> 29)));
         }
         assert_eq!(train(&list, 600, &mut |_, _| Ok(())).unwrap(), train_slowly(&list, 600));
     }
@@ -236,13 +239,13 @@ mod tests {
         };
         train(&words(&[("abc", 1)]), 1000, &mut note).unwrap();
         assert_eq!(last, (2, 2));
-        assert!(train(&[], 1000, &mut |_, _| Ok(())).unwrap().is_empty());
+        assert!(train(&Words::default(), 1000, &mut |_, _| Ok(())).unwrap().is_empty());
     }
 
     #[test]
     fn the_caller_can_stop() {
         let answer = train(&words(&[("abc", 1)]), 1000, &mut |_, _| Err(Error::Stopped));
         assert!(matches!(answer, Err(Error::Stopped)));
-        assert!(matches!(train(&[], 255, &mut |_, _| Ok(())), Err(Error::VocabularyTooSmall(255))));
+        assert!(matches!(train(&Words::default(), 255, &mut |_, _| Ok(())), Err(Error::VocabularyTooSmall(255))));
     }
 }

@@ -10,16 +10,23 @@ use crate::trainer::Pair;
 /// No such id.
 pub(crate) const NONE: u32 = u32::MAX;
 
+/// Stands for a length that is not below 16.
+const LONG: u8 = u8::MAX;
+
 /// The tokens: id `i` stands for the bytes of rank `i`, and a lower rank merges first.
 #[derive(Debug)]
 pub struct Vocabulary {
     /// Bytes of all tokens, one after another; token `i` is `bytes[ends[i - 1]..ends[i]]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
+    /// Tokens of up to 15 bytes once more, padded, their length in the last place; a longer token's is `LONG`.
+    padded: Vec<[u8; 16]>,
     ids: FxHashMap<Box<[u8]>, u32>,
     byte_ids: [u32; 256],
     /// For every way to cut a token into two tokens: those two and the whole.
-    merges: FxHashMap<Pair, u32>,
+    merges: FxHashMap<u64, u32>,
+    /// The same for two bytes, where every word's merging starts: `first << 8 | second`.
+    byte_merges: Box<[u32]>,
 }
 
 impl Vocabulary {
@@ -61,9 +68,11 @@ impl Vocabulary {
         let mut vocabulary = Self {
             bytes: tokens.concat(),
             ends: Vec::with_capacity(tokens.len()),
+            padded: tokens.iter().map(|token| padded(token)).collect(),
             ids: FxHashMap::with_capacity_and_hasher(tokens.len(), Default::default()),
             byte_ids: [NONE; 256],
             merges: FxHashMap::default(),
+            byte_merges: Box::default(),
         };
         let mut end = 0;
         for (id, token) in tokens.into_iter().enumerate() {
@@ -81,16 +90,18 @@ impl Vocabulary {
             return Err(Error::BadRanks(format!("byte {byte} has no token of its own")));
         }
         vocabulary.merges = vocabulary.all_merges();
+        let pair = |both: usize| vocabulary.merged(vocabulary.byte_ids[both >> 8], vocabulary.byte_ids[both & 0xFF]);
+        vocabulary.byte_merges = (0..1 << 16).map(pair).collect();
         Ok(vocabulary)
     }
 
     /// tiktoken merges two neighbours whenever their bytes together are a token, however that token came about.
-    fn all_merges(&self) -> FxHashMap<Pair, u32> {
+    fn all_merges(&self) -> FxHashMap<u64, u32> {
         let mut merges = FxHashMap::default();
         for (token, &whole) in &self.ids {
             for cut in 1..token.len() {
                 if let (Some(left), Some(right)) = (self.id(&token[..cut]), self.id(&token[cut..])) {
-                    merges.insert((left, right), whole);
+                    merges.insert(both(left, right), whole);
                 }
             }
         }
@@ -115,6 +126,21 @@ impl Vocabulary {
         Ok(&self.bytes[start..self.ends[index]])
     }
 
+    /// Append the bytes of a token. Errors on an unknown id.
+    #[inline]
+    pub(crate) fn append_token(&self, id: i64, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        match usize::try_from(id).ok().and_then(|id| self.padded.get(id)) {
+            Some(token) if token[15] != LONG => {
+                // Sixteen bytes are copied whatever the length: cheaper than a copy of unknown length.
+                let end = bytes.len() + usize::from(token[15]);
+                bytes.extend_from_slice(token);
+                bytes.truncate(end);
+            }
+            _ => bytes.extend_from_slice(self.token(id)?),
+        }
+        Ok(())
+    }
+
     /// All tokens in the order of their ids.
     pub fn tokens(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
@@ -135,7 +161,13 @@ impl Vocabulary {
     /// What two neighbours merge into, `NONE` when they do not.
     #[inline]
     pub(crate) fn merged(&self, left: u32, right: u32) -> u32 {
-        self.merges.get(&(left, right)).copied().unwrap_or(NONE)
+        self.merges.get(&both(left, right)).copied().unwrap_or(NONE)
+    }
+
+    /// What two bytes merge into.
+    #[inline]
+    pub(crate) fn merged_bytes(&self, left: u8, right: u8) -> u32 {
+        self.byte_merges[usize::from(left) << 8 | usize::from(right)]
     }
 
     /// Write the ranks as tiktoken's text: per line the token in base64, a space, the rank. Whole or not at all.
@@ -151,6 +183,22 @@ impl Vocabulary {
         std::fs::write(&part, text).map_err(failed)?;
         std::fs::rename(&part, path).map_err(failed)
     }
+}
+
+fn padded(token: &[u8]) -> [u8; 16] {
+    let mut padded = [0; 16];
+    if token.len() < 16 {
+        padded[..token.len()].copy_from_slice(token);
+        padded[15] = token.len() as u8;
+    } else {
+        padded[15] = LONG;
+    }
+    padded
+}
+
+#[inline]
+fn both(left: u32, right: u32) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
 }
 
 fn push_base64(text: &mut String, bytes: &[u8]) {
