@@ -31,12 +31,16 @@ def growth(
     """Measure every point, each contender in turn, the fastest of `rounds`; write JSON lines and the plot to `out`."""
     rows = []
     for curve, point in points(available_bytes, job):
-        for contender, environment in (("ours", "ours"), ("rustbpe", "peers")):
-            runs = [run(pythons[environment], replace(point, contender=contender)) for _ in range(rounds)]
-            runs = [result for result in runs if "error" not in result]
-            if not runs:
+        runs: dict[str, list[dict[str, Any]]] = {"ours": [], "rustbpe": []}
+        for _ in range(rounds):
+            for contender, results in runs.items():
+                python = pythons["ours" if contender == "ours" else "peers"]
+                result = run(python, replace(point, contender=contender))
+                results += [] if "error" in result else [result]
+        for contender, results in runs.items():
+            if not results:
                 continue
-            best = min(runs, key=lambda result: result["seconds"])
+            best = min(results, key=lambda result: result["seconds"])
             row = {"curve": curve, "contender": contender, "vocab_size": point.vocab_size}
             row |= {field: best[field] for field in ("bytes", "tokens", "seconds", "memory_bytes", "digest")}
             rows.append(row)
@@ -65,6 +69,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 xs, ys = [r[field] / unit for r in chosen], [r[what] / scale for r in chosen]
                 axis.plot(xs, ys, marker, label="ours" if contender == "ours" else "rustbpe 0.1.0")
             axis.set_xscale("log")
+            ticks = sorted({r[field] / unit for r in rows if r["curve"] == curve})
+            axis.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], fontsize=7)
+            axis.minorticks_off()
             axis.set_ylabel(name)
             axis.grid(alpha=0.3)
             if curve == "text":

@@ -1,4 +1,4 @@
-"""The bench of the tokenizer: sets of text are disjoint, a wrong contender does not count, the last line has its keys."""
+"""The tokenizer's bench: sets of text are disjoint, a wrong contender does not count, the last line has its keys."""
 
 import importlib
 import json
