@@ -204,11 +204,55 @@ impl Workspace {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::scanner::GPT4_PATTERN;
 
     fn encoder(merges: &[(u32, u32)]) -> Encoder {
         Encoder::new(Splitter::new(GPT4_PATTERN).unwrap(), Vocabulary::from_merges(merges).unwrap())
+    }
+
+    /// tiktoken's rule, word by word: the leftmost pair whose bytes together have the lowest rank, until none has one.
+    fn encode_slowly(encoder: &Encoder, text: &str) -> Vec<u32> {
+        let mut ids = Vec::new();
+        let push = |start, end| {
+            let word = &text.as_bytes()[start..end];
+            let mut parts: Vec<&[u8]> = word.chunks(1).collect();
+            if encoder.vocabulary.id(word).is_some() {
+                parts = vec![word];
+            }
+            let place = |part: &[u8]| part.as_ptr() as usize - word.as_ptr() as usize;
+            let both = |pair: &[&'_ [u8]]| &word[place(pair[0])..place(pair[1]) + pair[1].len()];
+            while let Some((i, _)) = parts
+                .windows(2)
+                .enumerate()
+                .filter_map(|(i, pair)| Some((i, encoder.vocabulary.id(both(pair))?)))
+                .min_by_key(|&(i, rank)| (rank, i))
+            {
+                parts[i] = both(&parts[i..i + 2]);
+                parts.remove(i + 1);
+            }
+            ids.extend(parts.iter().map(|part| encoder.vocabulary.id(part).unwrap()));
+        };
+        encoder.splitter.for_each_word(text, push).unwrap();
+        ids
+    }
+
+    proptest! {
+        #[test]
+        fn ids_are_those_of_the_slow_rule_and_decode_to_the_text(texts in prop::collection::vec("[abc ]{0,40}|[ab]{0,90}|\\PC{0,20}", 1..8), merges in 0_u32..80) {
+            let mut corpus = crate::Corpus::new(Splitter::new(GPT4_PATTERN).unwrap());
+            corpus.add(&texts).unwrap();
+            let (splitter, words) = corpus.into_words();
+            let merges = crate::train(&words, 256 + merges, &mut |_, _| Ok(())).unwrap();
+            let encoder = Encoder::new(splitter, Vocabulary::from_merges(&merges).unwrap());
+            for text in texts.iter().chain(&texts) {
+                let ids = encoder.encode(text).unwrap();
+                prop_assert_eq!(&ids, &encode_slowly(&encoder, text));
+                prop_assert_eq!(&encoder.decode(ids.into_iter().map(i64::from)).unwrap(), text);
+            }
+        }
     }
 
     #[test]

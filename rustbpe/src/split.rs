@@ -99,6 +99,8 @@ fn compile(pattern: &str) -> Result<fancy_regex::Regex, Error> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::scanner::PATTERNS;
 
@@ -136,6 +138,15 @@ mod tests {
             for index in 0..pieces.len().pow(4) {
                 let text: String = (0..4).map(|digit| pieces[index / pieces.len().pow(digit) % pieces.len()]).collect();
                 assert_eq!(words(&fast, &text), words(&general, &text), "{text:?} by {}", fast.pattern);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_scanner_finds_the_words_of_the_general_engine_in_any_text(text in r"(\PC|\p{L}|[a-zA-Z' ]|'(?i:s|ll|ve|re)|[ \t\r\n\x0B\u{85}\u{2028}]|[0-9²Ⅷ]|[!-/]){0,60}") {
+            for (fast, general) in pairs() {
+                prop_assert_eq!(words(&fast, &text), words(&general, &text), "by {}", fast.pattern);
             }
         }
     }
