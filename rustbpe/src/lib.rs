@@ -28,6 +28,7 @@ mod encoder;
 mod error;
 mod key;
 mod merging;
+mod pairs;
 #[cfg(feature = "python")]
 mod python;
 mod scanner;

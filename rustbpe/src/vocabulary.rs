@@ -5,6 +5,7 @@ use std::path::Path;
 use rustc_hash::FxHashMap;
 
 use crate::Error;
+use crate::pairs::PairTable;
 use crate::trainer::Pair;
 
 /// No such id.
@@ -24,7 +25,7 @@ pub struct Vocabulary {
     ids: FxHashMap<Box<[u8]>, u32>,
     byte_ids: [u32; 256],
     /// For every way to cut a token into two tokens: those two and the whole.
-    merges: FxHashMap<u64, u32>,
+    merges: PairTable,
     /// The same for two bytes, where every word's merging starts: `first << 8 | second`.
     byte_merges: Box<[u32]>,
 }
@@ -71,7 +72,7 @@ impl Vocabulary {
             padded: tokens.iter().map(|token| padded(token)).collect(),
             ids: FxHashMap::with_capacity_and_hasher(tokens.len(), Default::default()),
             byte_ids: [NONE; 256],
-            merges: FxHashMap::default(),
+            merges: PairTable::new(&[]),
             byte_merges: Box::default(),
         };
         let mut end = 0;
@@ -96,16 +97,16 @@ impl Vocabulary {
     }
 
     /// tiktoken merges two neighbours whenever their bytes together are a token, however that token came about.
-    fn all_merges(&self) -> FxHashMap<u64, u32> {
-        let mut merges = FxHashMap::default();
+    fn all_merges(&self) -> PairTable {
+        let mut merges = Vec::new();
         for (token, &whole) in &self.ids {
             for cut in 1..token.len() {
                 if let (Some(left), Some(right)) = (self.id(&token[..cut]), self.id(&token[cut..])) {
-                    merges.insert(both(left, right), whole);
+                    merges.push(((left, right), whole));
                 }
             }
         }
-        merges
+        PairTable::new(&merges)
     }
 
     /// Number of tokens.
@@ -161,7 +162,7 @@ impl Vocabulary {
     /// What two neighbours merge into, `NONE` when they do not.
     #[inline]
     pub(crate) fn merged(&self, left: u32, right: u32) -> u32 {
-        self.merges.get(&both(left, right)).copied().unwrap_or(NONE)
+        self.merges.get(left, right)
     }
 
     /// What two bytes merge into.
@@ -194,11 +195,6 @@ fn padded(token: &[u8]) -> [u8; 16] {
         padded[15] = LONG;
     }
     padded
-}
-
-#[inline]
-fn both(left: u32, right: u32) -> u64 {
-    u64::from(left) << 32 | u64::from(right)
 }
 
 fn push_base64(text: &mut String, bytes: &[u8]) {
@@ -252,7 +248,8 @@ mod tests {
         assert_eq!(vocabulary.token(257).unwrap(), b"abc");
         assert_eq!(vocabulary.tokens().last().unwrap(), b"abc");
         // "a" + "bc" would be "abc" too, but "bc" is no token.
-        assert_eq!(vocabulary.merges.len(), 2);
+        assert_eq!((vocabulary.merged(256, 99), vocabulary.merged_bytes(97, 98)), (257, 256));
+        assert_eq!((vocabulary.merged(97, 99), vocabulary.merged_bytes(98, 99)), (NONE, NONE));
         for id in [-1, 258] {
             let message = vocabulary.token(id).unwrap_err().to_string();
             assert_eq!(message, format!("id {id} is not in the vocabulary, whose ids go from 0 to 257"));
