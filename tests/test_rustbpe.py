@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -409,3 +410,9 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"latin\.txt is not UTF-8: the first wrong byte stands at offset 1"):
         rustbpe.train_bpe(latin, tmp_path / "out", 300)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_readme_runs() -> None:
+    readme = Path(__file__).parent.parent / "rustbpe" / "README.md"
+    [example] = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    exec(example, {})
