@@ -8,7 +8,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use rustc_hash::FxHashMap;
 
 use crate::Error;
-use crate::key::{hash, key, word};
+use crate::key::{KeyMap, key, word};
 use crate::split::Splitter;
 
 /// Bytes that one task splits at a time: large enough to find words again, small enough to share among cores.
@@ -99,12 +99,10 @@ fn groups<'g, 't>(stretches: &'g [&'t str]) -> Vec<&'g [&'t str]> {
     groups
 }
 
-/// One thread's counts: short words by key in a table with open addressing, long ones as they are.
+/// One thread's counts: short words by key, long ones as they are.
 #[derive(Debug, Default)]
 struct Counts {
-    /// Key in two halves, count; a count of 0 marks an empty place. The length is a power of two.
-    short: Vec<(u64, u64, u64)>,
-    used: usize,
+    short: KeyMap,
     long: FxHashMap<Box<[u8]>, u64>,
 }
 
@@ -112,30 +110,8 @@ impl Counts {
     #[inline]
     fn add(&mut self, text: &str, start: usize, end: usize) {
         match key(text.as_bytes(), start, end) {
-            Some(key) => self.add_short(key, 1),
+            Some(key) => self.short.add(key, 1),
             None => self.add_long(&text.as_bytes()[start..end], 1),
-        }
-    }
-
-    #[inline]
-    fn add_short(&mut self, key: u128, count: u64) {
-        let (low, high) = (key as u64, (key >> 64) as u64);
-        if self.used * 4 >= self.short.len() * 3 {
-            self.grow();
-        }
-        let mut place = self.first_place(key);
-        loop {
-            let found = &mut self.short[place];
-            if found.2 == 0 {
-                *found = (low, high, count);
-                self.used += 1;
-                return;
-            }
-            if (found.0, found.1) == (low, high) {
-                found.2 += count;
-                return;
-            }
-            place = (place + 1) & (self.short.len() - 1);
         }
     }
 
@@ -148,45 +124,18 @@ impl Counts {
         }
     }
 
-    #[inline]
-    fn first_place(&self, key: u128) -> usize {
-        hash(key) as usize & (self.short.len() - 1)
-    }
-
-    #[cold]
-    fn grow(&mut self) {
-        let size = (self.short.len() * 2).max(1 << 12);
-        let old = std::mem::replace(&mut self.short, vec![(0, 0, 0); size]);
-        self.used = 0;
-        for (low, high, count) in old {
-            if count > 0 {
-                self.add_short(u128::from(high) << 64 | u128::from(low), count);
-            }
-        }
-    }
-
     fn add_all(&mut self, other: Self) {
-        for (low, high, count) in other.short {
-            if count > 0 {
-                self.add_short(u128::from(high) << 64 | u128::from(low), count);
-            }
-        }
-        for (word, count) in other.long {
-            self.add_long(&word, count);
-        }
+        other.short.iter().for_each(|(key, count)| self.short.add(key, count));
+        other.long.into_iter().for_each(|(word, count)| self.add_long(&word, count));
     }
 
     fn into_words(self) -> Words {
         let mut words = Words::default();
-        for (low, high, count) in self.short {
-            if count > 0 {
-                let (bytes, len) = word(u128::from(high) << 64 | u128::from(low));
-                words.push(&bytes[..len], count);
-            }
+        for (key, count) in self.short.iter() {
+            let (bytes, len) = word(key);
+            words.push(&bytes[..len], count);
         }
-        for (word, count) in self.long {
-            words.push(&word, count);
-        }
+        self.long.iter().for_each(|(word, &count)| words.push(word, count));
         words
     }
 }

@@ -193,7 +193,7 @@ impl Workspace {
 
     #[cold]
     fn encode_new_word(&mut self, vocabulary: &Vocabulary, key: Option<u128>, word: &[u8], ids: &mut Vec<u32>) {
-        let whole = vocabulary.id(word).map(|id| [id]);
+        let whole = key.map_or_else(|| vocabulary.id(word), |key| vocabulary.id_of_key(key)).map(|id| [id]);
         let found = whole.as_ref().map_or_else(|| self.scratch.merge(vocabulary, word), |id| &id[..]);
         ids.extend_from_slice(found);
         if let Some(key) = key {

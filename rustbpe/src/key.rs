@@ -40,6 +40,65 @@ pub(crate) fn hash(key: u128) -> u64 {
     product as u64 ^ (product >> 64) as u64
 }
 
+/// A map from keys to numbers that are not 0: one table with open addressing, 24 bytes a place.
+#[derive(Debug, Default)]
+pub(crate) struct KeyMap {
+    /// Key in two halves, number; the number 0 marks an empty place. The length is a power of two.
+    places: Vec<(u64, u64, u64)>,
+    used: usize,
+}
+
+impl KeyMap {
+    /// The number of a key; 0 where it is not there.
+    #[inline]
+    pub(crate) fn get(&self, key: u128) -> u64 {
+        if self.places.is_empty() { 0 } else { self.places[self.place(key)].2 }
+    }
+
+    /// Add to the number of a key.
+    #[inline]
+    pub(crate) fn add(&mut self, key: u128, number: u64) {
+        if self.used * 4 >= self.places.len() * 3 {
+            self.grow();
+        }
+        let place = self.place(key);
+        let found = &mut self.places[place];
+        if found.2 == 0 {
+            (found.0, found.1) = (key as u64, (key >> 64) as u64);
+            self.used += 1;
+        }
+        found.2 += number;
+    }
+
+    /// All keys with their numbers, in no particular order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u128, u64)> {
+        let used = self.places.iter().filter(|place| place.2 != 0);
+        used.map(|&(low, high, number)| (u128::from(high) << 64 | u128::from(low), number))
+    }
+
+    /// Where a key stands, or would.
+    #[inline]
+    fn place(&self, key: u128) -> usize {
+        let last = self.places.len() - 1;
+        let mut place = hash(key) as usize & last;
+        loop {
+            let found = &self.places[place];
+            if found.2 == 0 || (found.0, found.1) == (key as u64, (key >> 64) as u64) {
+                return place;
+            }
+            place = (place + 1) & last;
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let size = (self.places.len() * 2).max(1 << 12);
+        let old = Self { places: std::mem::replace(&mut self.places, vec![(0, 0, 0); size]), used: 0 };
+        self.used = 0;
+        old.iter().for_each(|(key, number)| self.add(key, number));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +124,16 @@ mod tests {
     #[test]
     fn words_that_differ_by_a_zero_byte_have_keys_of_their_own() {
         assert_ne!(key(b"a", 0, 1), key(b"a\0", 0, 2));
+    }
+
+    #[test]
+    fn a_map_keeps_what_it_was_given() {
+        let mut map = KeyMap::default();
+        let of = |n: u32| key(&n.to_le_bytes(), 0, 4).unwrap();
+        assert_eq!(map.get(of(1)), 0);
+        (1..=20_000).for_each(|n| map.add(of(n % 9_000), u64::from(n)));
+        assert!((1..9_000).all(|n| map.get(of(n)) == (n..=20_000).step_by(9_000).map(u64::from).sum::<u64>()));
+        assert_eq!((map.get(of(9_000)), map.iter().count()), (0, 9_000));
     }
 
     #[test]

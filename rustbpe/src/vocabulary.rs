@@ -5,6 +5,7 @@ use std::path::Path;
 use rustc_hash::FxHashMap;
 
 use crate::Error;
+use crate::key::{KeyMap, key};
 use crate::pairs::PairTable;
 use crate::trainer::Pair;
 
@@ -22,7 +23,9 @@ pub struct Vocabulary {
     ends: Vec<usize>,
     /// Tokens of up to 15 bytes once more, padded, their length in the last place; a longer token's is `LONG`.
     padded: Vec<[u8; 16]>,
-    ids: FxHashMap<Box<[u8]>, u32>,
+    /// Id + 1 of every token that has a key; the others' ids by their bytes.
+    short_ids: KeyMap,
+    long_ids: FxHashMap<Box<[u8]>, u32>,
     byte_ids: [u32; 256],
     /// For every way to cut a token into two tokens: those two and the whole.
     merges: PairTable,
@@ -70,7 +73,8 @@ impl Vocabulary {
             bytes: tokens.concat(),
             ends: Vec::with_capacity(tokens.len()),
             padded: tokens.iter().map(|token| padded(token)).collect(),
-            ids: FxHashMap::with_capacity_and_hasher(tokens.len(), Default::default()),
+            short_ids: KeyMap::default(),
+            long_ids: FxHashMap::default(),
             byte_ids: [NONE; 256],
             merges: PairTable::new(&[]),
             byte_merges: Box::default(),
@@ -83,8 +87,14 @@ impl Vocabulary {
             if let [byte] = token[..] {
                 vocabulary.byte_ids[byte as usize] = id;
             }
-            if let Some(earlier) = vocabulary.ids.insert(token.into(), id) {
+            if let Some(earlier) = vocabulary.id(&token) {
                 return Err(Error::BadRanks(format!("ids {earlier} and {id} stand for the same bytes")));
+            }
+            match key(&token, 0, token.len()) {
+                Some(key) => vocabulary.short_ids.add(key, u64::from(id) + 1),
+                None => {
+                    vocabulary.long_ids.insert(token.into(), id);
+                }
             }
         }
         if let Some(byte) = vocabulary.byte_ids.iter().position(|&id| id == NONE) {
@@ -99,7 +109,7 @@ impl Vocabulary {
     /// tiktoken merges two neighbours whenever their bytes together are a token, however that token came about.
     fn all_merges(&self) -> PairTable {
         let mut merges = Vec::new();
-        for (token, &whole) in &self.ids {
+        for (token, whole) in self.tokens().zip(0..) {
             for cut in 1..token.len() {
                 if let (Some(left), Some(right)) = (self.id(&token[..cut]), self.id(&token[cut..])) {
                     merges.push(((left, right), whole));
@@ -151,7 +161,16 @@ impl Vocabulary {
     /// The id of exactly these bytes.
     #[inline]
     pub(crate) fn id(&self, bytes: &[u8]) -> Option<u32> {
-        self.ids.get(bytes).copied()
+        match key(bytes, 0, bytes.len()) {
+            Some(key) => self.id_of_key(key),
+            None => self.long_ids.get(bytes).copied(),
+        }
+    }
+
+    /// The id of exactly the bytes that have this key.
+    #[inline]
+    pub(crate) fn id_of_key(&self, key: u128) -> Option<u32> {
+        self.short_ids.get(key).checked_sub(1).map(|id| id as u32)
     }
 
     #[inline]
