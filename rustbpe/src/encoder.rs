@@ -16,13 +16,22 @@ use crate::vocabulary::Vocabulary;
 /// Bytes of text that a thread takes at a time.
 const GROUP_BYTES: usize = 1 << 18;
 
-/// Ids of some texts, one after another, and how many each text has.
-#[derive(Debug)]
-pub struct Group {
-    /// The ids of all its texts.
-    pub ids: Vec<u32>,
-    /// Ids of each text.
-    pub lengths: Vec<usize>,
+/// The numbers that ids are handed over as: the caller chooses one that holds the vocabulary's.
+pub trait Id: Copy + Send {
+    /// The id in this width; what does not fit is cut off.
+    fn of(id: u32) -> Self;
+}
+
+impl Id for u16 {
+    fn of(id: u32) -> Self {
+        id as u16
+    }
+}
+
+impl Id for u32 {
+    fn of(id: u32) -> Self {
+        id
+    }
 }
 
 /// A split pattern and a vocabulary: everything that turns text into ids and back.
@@ -74,20 +83,30 @@ impl Encoder {
         .map(|groups| groups.into_iter().flatten().collect())
     }
 
-    /// The same without a vector for each text: groups of texts, each with the ids of its texts one after another and
-    /// how many each has.
-    pub fn encode_groups<T: AsRef<str> + Sync>(&self, texts: &[T], threads: usize) -> Result<Vec<Group>, Error> {
-        self.in_groups(texts, threads, |group| {
+    /// The ids of all texts, one after another, and how many each text has.
+    pub fn encode_flat<I: Id, T: AsRef<str> + Sync>(
+        &self,
+        texts: &[T],
+        threads: usize,
+    ) -> Result<(Vec<I>, Vec<usize>), Error> {
+        let mut groups = self.in_groups(texts, threads, |group| {
             let bytes: usize = group.iter().map(|text| text.as_ref().len()).sum();
-            let mut ids = Vec::with_capacity(bytes / 3);
+            // Ids are narrowed text by text, while they are near: a large buffer costs more to touch than to fill.
+            let (mut of_text, mut ids) = (Vec::new(), Vec::with_capacity(bytes / 4));
             let mut lengths = Vec::with_capacity(group.len());
             for text in group {
-                let before = ids.len();
-                self.encode_into(text.as_ref(), &mut ids)?;
-                lengths.push(ids.len() - before);
+                of_text.clear();
+                self.encode_into(text.as_ref(), &mut of_text)?;
+                ids.extend(of_text.iter().map(|&id| I::of(id)));
+                lengths.push(of_text.len());
             }
-            Ok(Group { ids, lengths })
-        })
+            Ok((ids, lengths))
+        })?;
+        if groups.len() == 1 {
+            return Ok(groups.remove(0));
+        }
+        let (ids, lengths): (Vec<_>, Vec<_>) = groups.into_iter().unzip();
+        Ok((ids.concat(), lengths.concat()))
     }
 
     /// Groups of whole texts of about `GROUP_BYTES`, each worked on by one thread.

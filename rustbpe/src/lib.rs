@@ -38,7 +38,7 @@ mod unicode;
 mod vocabulary;
 
 pub use corpus::{Corpus, Words};
-pub use encoder::{Encoder, Group};
+pub use encoder::{Encoder, Id};
 pub use error::Error;
 pub use scanner::{GPT2_PATTERN, GPT4_PATTERN, NANOCHAT_PATTERN, PATTERNS, QWEN2_PATTERN};
 pub use split::Splitter;

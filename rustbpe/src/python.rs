@@ -8,7 +8,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
-use crate::{Corpus, Encoder, Error, GPT4_PATTERN, PATTERNS, Splitter, UNICODE_VERSION, Vocabulary, train};
+use crate::{Corpus, Encoder, Error, GPT4_PATTERN, Id, PATTERNS, Splitter, UNICODE_VERSION, Vocabulary, train};
 
 mod arrays;
 mod counting;
@@ -183,7 +183,11 @@ impl Tokenizer {
     fn encode_to_numpy<'py>(&self, py: Python<'py>, text: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let (state, text) = (self.state(), checked_text(text)?);
         let ids = py.detach(|| state.encoder.encode(&text))?;
-        arrays::id_array(py, &[&ids], state.size())
+        if arrays::is_narrow(state.size()) {
+            arrays::array(py, ids.into_iter().map(u16::of).collect())
+        } else {
+            arrays::array(py, ids)
+        }
     }
 
     /// The ids of all texts in one numpy array, and where each text starts: text i is `ids[offsets[i]:offsets[i + 1]]`.
@@ -196,10 +200,12 @@ impl Tokenizer {
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let state = self.state();
         let texts = all_texts(texts)?;
-        let groups = py.detach(|| state.encoder.encode_groups(&texts, num_threads.unwrap_or(usize::MAX)))?;
-        let parts: Vec<&[u32]> = groups.iter().map(|group| &group.ids[..]).collect();
-        let lengths = groups.iter().flat_map(|group| group.lengths.iter().copied());
-        Ok((arrays::id_array(py, &parts, state.size())?, arrays::offset_array(py, lengths, texts.len())?))
+        let threads = num_threads.unwrap_or(usize::MAX);
+        if arrays::is_narrow(state.size()) {
+            arrays::flat::<u16>(py, &state.encoder, &texts, threads)
+        } else {
+            arrays::flat::<u32>(py, &state.encoder, &texts, threads)
+        }
     }
 
     /// Write the ids of a text to the front of `out`, an array of integers; returns how many there are.

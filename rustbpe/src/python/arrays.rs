@@ -1,12 +1,14 @@
 //! Ids between Rust and Python: numpy arrays without a Python object for each id, and lists that share theirs.
 
+use numpy::PyArray1;
 use pyo3::buffer::{Element, PyBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyByteArray, PyInt, PyList, PySlice};
+use pyo3::types::{PyInt, PyList, PySlice};
 
-use crate::{Encoder, Error};
+use super::texts::Text;
+use crate::{Encoder, Error, Id};
 
 /// One int object per id, made at the first call that returns a list. A list of shared objects takes a third of the
 /// time of one whose objects are made anew.
@@ -20,58 +22,31 @@ impl Ints {
     }
 }
 
-/// Bytes of an id in an array: two while all ids fit in them.
-pub(super) fn id_bytes(vocab_size: usize) -> usize {
-    if vocab_size <= 1 << 16 { 2 } else { 4 }
+/// Whether ids of such a vocabulary fit in two bytes.
+pub(super) fn is_narrow(vocab_size: usize) -> bool {
+    vocab_size <= 1 << 16
 }
 
-/// The ids of `parts`, one after another, as a numpy array of uint16 or uint32.
-pub(super) fn id_array<'py>(py: Python<'py>, parts: &[&[u32]], vocab_size: usize) -> PyResult<Bound<'py, PyAny>> {
-    let width = id_bytes(vocab_size);
-    let len: usize = parts.iter().map(|part| part.len()).sum();
-    let bytes = PyByteArray::new_with(py, len * width, |bytes| {
-        let mut rest = bytes;
-        for part in parts {
-            let (mine, others) = rest.split_at_mut(part.len() * width);
-            write_ids(part, mine, width);
-            rest = others;
-        }
-        Ok(())
-    })?;
-    from_buffer(py, bytes, if width == 2 { "uint16" } else { "uint32" })
+/// Ids as a numpy array of their width, without a copy.
+pub(super) fn array<T: numpy::Element>(py: Python<'_>, ids: Vec<T>) -> PyResult<Bound<'_, PyAny>> {
+    py.import("numpy")?; // a plain ImportError where it is missing
+    Ok(PyArray1::from_vec(py, ids).into_any())
 }
 
-fn write_ids(ids: &[u32], bytes: &mut [u8], width: usize) {
-    if width == 2 {
-        for (id, place) in ids.iter().zip(bytes.chunks_exact_mut(2)) {
-            place.copy_from_slice(&(*id as u16).to_ne_bytes());
-        }
-    } else {
-        for (id, place) in ids.iter().zip(bytes.chunks_exact_mut(4)) {
-            place.copy_from_slice(&id.to_ne_bytes());
-        }
-    }
-}
-
-/// Where each text starts in the ids of all, and at the end how many there are, as a numpy array of uint64.
-pub(super) fn offset_array<'py>(
+/// The ids of all texts as one array, and where each text starts.
+pub(super) fn flat<'py, I: Id + numpy::Element>(
     py: Python<'py>,
-    lengths: impl Iterator<Item = usize>,
-    texts: usize,
-) -> PyResult<Bound<'py, PyAny>> {
-    let bytes = PyByteArray::new_with(py, (texts + 1) * 8, |bytes| {
-        let mut end = 0;
-        for (length, place) in lengths.zip(bytes[8..].chunks_exact_mut(8)) {
-            end += length;
-            place.copy_from_slice(&(end as u64).to_ne_bytes());
-        }
-        Ok(())
-    })?;
-    from_buffer(py, bytes, "uint64")
-}
-
-fn from_buffer<'py>(py: Python<'py>, bytes: Bound<'py, PyByteArray>, dtype: &str) -> PyResult<Bound<'py, PyAny>> {
-    py.import("numpy")?.call_method1("frombuffer", (bytes, dtype))
+    encoder: &Encoder,
+    texts: &[Text],
+    threads: usize,
+) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+    let (ids, lengths) = py.detach(|| encoder.encode_flat::<I, _>(texts, threads))?;
+    let mut end = 0;
+    let ends = lengths.into_iter().map(|length| {
+        end += length as u64;
+        end
+    });
+    Ok((array(py, ids)?, array(py, std::iter::once(0).chain(ends).collect())?))
 }
 
 /// Write ids to the front of a caller's buffer of 16, 32 or 64 bit integers. Errors when it is too small.
@@ -91,14 +66,14 @@ pub(super) fn write_to_buffer(out: &Bound<'_, PyAny>, ids: &[u32], vocab_size: u
         };
         Some(front())
     }
-    let narrow = || if id_bytes(vocab_size) == 2 { into::<u16>(out, ids) } else { None };
+    let narrow = || if is_narrow(vocab_size) { into::<u16>(out, ids) } else { None };
     into::<u32>(out, ids)
         .or_else(narrow)
         .or_else(|| into::<i64>(out, ids))
         .or_else(|| into::<u64>(out, ids))
         .unwrap_or_else(|| {
             let widths =
-                if id_bytes(vocab_size) == 2 { "uint16, uint32, int64 or uint64" } else { "uint32, int64 or uint64" };
+                if is_narrow(vocab_size) { "uint16, uint32, int64 or uint64" } else { "uint32, int64 or uint64" };
             Err(PyTypeError::new_err(format!("the buffer to write to must be an array of {widths}")))
         })
 }
