@@ -68,19 +68,24 @@ class RustBPETokenizer:
 
     @classmethod
     def train_from_iterator(
-        cls, iterator: Iterable[str], vocab_size: int, progress: Callable[[int, int], object] | None = None
+        cls,
+        iterator: Iterable[str],
+        vocab_size: int,
+        pattern: str = SPLIT_PATTERN,
+        progress: Callable[[int, int], object] | None = None,
+        num_threads: int | None = None,
     ) -> "RustBPETokenizer":
-        """Train on texts; `vocab_size` counts the special tokens too, whose ids come last.
+        """Train on texts cut by `pattern`; `vocab_size` counts the special tokens too, whose ids come last.
 
         A corpus that has no more pairs ends with fewer tokens. `progress(merges done, merges wanted)` is called now
-        and then. Raises UserError when the size leaves no room for the 256 bytes.
+        and then. Raises UserError when the size leaves no room for the 256 bytes or the pattern is no regex.
         """
         smallest = 256 + len(SPECIAL_TOKENS)
         if vocab_size < smallest:
             raise UserError(f"vocab_size must be at least {smallest} (256 bytes, special tokens), got {vocab_size}")
-        bpe = _engine()()
+        bpe = check_pattern(pattern)
         size = vocab_size - len(SPECIAL_TOKENS)
-        bpe.train_from_iterator(iterator, size, pattern=SPLIT_PATTERN, progress=progress)
+        bpe.train_from_iterator(iterator, size, pattern=pattern, progress=progress, num_threads=num_threads)
         return cls(bpe)
 
     @classmethod
@@ -329,6 +334,14 @@ def byte_alphabet() -> str:
     prints = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return "".join(chr(byte if byte in prints else next(others)) for byte in range(256))
+
+
+def check_pattern(pattern: str) -> "rustbpe.Tokenizer":
+    """An untrained vocabulary, the 256 bytes, that splits by `pattern`; raises UserError where it is no regex."""
+    try:
+        return _engine().from_ranks([(bytes([byte]), byte) for byte in range(256)], pattern)
+    except ValueError as wrong:
+        raise UserError(str(wrong)) from wrong
 
 
 def _engine() -> "type[rustbpe.Tokenizer]":

@@ -6,6 +6,7 @@
 The first stage: everything after it speaks in its ids.
 """
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Never
 from nanochat import command, dataset, paths, report
 from nanochat.command import UserError
 from nanochat.log import print0, progress
-from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer
+from nanochat.tokenizer import SPECIAL_TOKENS, RustBPETokenizer, check_pattern
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -31,6 +32,10 @@ class Config:
     """Characters of one document to read at most, so that a few huge ones do not decide."""
     vocab_size: int = 65_536
     """Tokens, the special ones included."""
+    pattern: str = "nanochat"
+    """How text is cut into words: nanochat, gpt2, gpt4, qwen2, or a regular expression of your own (slower)."""
+    threads: int | None = None
+    """Threads that count words; unset: one per core."""
     data: str | None = None
     """Source of text, a folder under data/ (default: fineweb-edu, or the only one that is there)."""
     dry_run: bool = False
@@ -43,6 +48,9 @@ def main(config: Config) -> None:
     for name, least in (("max_chars", 1), ("doc_cap", 1), ("vocab_size", smallest)):
         if getattr(config, name) < least:
             raise UserError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    if config.threads is not None and config.threads < 1:
+        raise UserError(f"--threads must be at least 1, got {config.threads}")
+    pattern = pattern_of(config.pattern)
     source = config.data or dataset.default_source()
     expected, share = expected_chars(config, source)
     print0(
@@ -72,7 +80,7 @@ def main(config: Config) -> None:
                 merging = bars.enter_context(progress(total=wanted, label="merge", unit="merge"))
             merging.update(done - merging.n)
 
-        tokenizer = RustBPETokenizer.train_from_iterator(texts(), config.vocab_size, on_merge)
+        tokenizer = RustBPETokenizer.train_from_iterator(texts(), config.vocab_size, pattern, on_merge, config.threads)
     seconds = time.perf_counter() - started
     tokenizer.save(paths.tokenizer_dir())
 
@@ -88,6 +96,7 @@ def main(config: Config) -> None:
             "documents": documents,
             "characters": chars,
             "seconds": seconds,
+            "pattern": config.pattern,
             "vocab_size": size,
             "vocab_size_asked_for": config.vocab_size,
             "special_tokens": len(tokenizer.get_special_tokens()),
@@ -95,6 +104,19 @@ def main(config: Config) -> None:
             "bytes_of_a_token_max": max(lengths),
         },
     )
+
+
+def pattern_of(given: str) -> str:
+    """The split pattern by name, or the expression itself when it is one."""
+    from rustbpe import PATTERNS
+
+    if given in PATTERNS:
+        return PATTERNS[given]
+    if re.fullmatch(r"[A-Za-z0-9_-]+", given):
+        names = ", ".join(sorted(PATTERNS))
+        raise UserError(f"no split pattern is called {given!r}; there are {names}, or give a regular expression")
+    check_pattern(given)
+    return given
 
 
 def expected_chars(config: Config, source: str) -> tuple[int, float]:

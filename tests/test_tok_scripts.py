@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiktoken
 
 from nanochat import dataset, paths
 from nanochat.command import UserError
-from nanochat.tokenizer import get_tokenizer
+from nanochat.tokenizer import SPLIT_PATTERN, get_tokenizer
+from rustbpe import PATTERNS
 from scripts import tok_eval, tok_train
 
 DOCUMENTS = [f"Document {i} tells of the cat, the hat and {i * 37} mice.\nIsn't it?\n" for i in range(200)]
@@ -41,6 +44,34 @@ def test_training_makes_a_tokenizer_and_a_section_of_the_report(
     assert facts["characters"] == sum(map(len, train))
     assert facts["vocab_size"] == 300
     assert "trained 300 tokens" in capsys.readouterr().out
+
+
+def test_our_pattern_is_the_one_that_the_crate_scans_by_hand() -> None:
+    assert PATTERNS["nanochat"] == SPLIT_PATTERN
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", r"\p{L}+|\P{L}"])
+def test_a_pattern_by_name_or_of_ones_own_cuts_the_words(corpus: Path, pattern: str) -> None:
+    tok_train.main(tok_train.Config(vocab_size=300, pattern=pattern, threads=1))
+    assert get_tokenizer().tiktoken_parameters()["pat_str"] == PATTERNS.get(pattern, pattern)
+    assert section("tok_train")["pattern"] == pattern
+    assert get_tokenizer().decode(get_tokenizer().encode(DOCUMENTS[0])) == DOCUMENTS[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"pattern": "gpt5"}, "no split pattern is called 'gpt5'; there are gpt2, gpt4, nanochat, qwen2, or give"),
+        ({"pattern": r"\p{L}+|[a-"}, "the split pattern is no valid regular expression"),
+        ({"threads": 0}, "--threads must be at least 1, got 0"),
+    ],
+)
+def test_a_wrong_pattern_or_number_of_threads_is_refused_before_anything_is_written(
+    corpus: Path, flags: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        tok_train.main(tok_train.Config(vocab_size=300, **flags))
+    assert not paths.tokenizer_dir().exists()
 
 
 def test_the_validation_split_is_not_trained_on(base_dir: Path) -> None:
