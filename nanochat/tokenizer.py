@@ -9,14 +9,23 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from nanochat import chat_format, paths
 from nanochat.command import UserError
 from nanochat.conversation import Conversation
+from nanochat.tokenizer_files import (
+    TRAIN_COMMAND,
+    byte_alphabet,
+    huggingface_json,
+    read_bytes,
+    read_json,
+    write_whole,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +53,7 @@ SPLIT_PATTERN = (
     r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 
-TRAIN_COMMAND = "`python -m scripts.tok_train`"
+AllowedSpecial = Collection[str] | Literal["all"]
 
 
 class TiktokenParameters(TypedDict):
@@ -92,13 +101,13 @@ class RustBPETokenizer:
     def from_directory(cls, directory: str | Path) -> "RustBPETokenizer":
         """Load what `save` wrote. Raises UserError when a file is missing, damaged, changed or foreign."""
         directory = Path(directory)
-        plain, meta = _read(directory / "tokenizer.json"), _read(directory / "meta.json")
+        plain, meta = read_bytes(directory / "tokenizer.json"), read_bytes(directory / "meta.json")
         path = directory / "tokenizer.json"
-        stored = _json(meta, directory / "meta.json")
+        stored = read_json(meta, directory / "meta.json")
         if stored.get("sha256") != hashlib.sha256(plain).hexdigest():
             raise UserError(f"{path} is not the file that meta.json was written for: train again with {TRAIN_COMMAND}")
         try:
-            tokenizer = cls._from_json(_json(plain, path), stored)
+            tokenizer = cls._from_json(read_json(plain, path), stored)
         except (KeyError, TypeError, ValueError, AttributeError) as wrong:
             raise UserError(f"{path} is no tokenizer of nanochat ({wrong}): train one with {TRAIN_COMMAND}") from wrong
         from rustbpe import UNICODE_VERSION
@@ -148,57 +157,23 @@ class RustBPETokenizer:
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        plain = json.dumps(self._to_json(), ensure_ascii=False).encode()
+        plain = json.dumps(
+            huggingface_json(self._ranks, self._bpe.get_merges(), self._bpe.get_pattern(), self._specials),
+            ensure_ascii=False,
+        ).encode()
         meta = {
             "pattern": self._bpe.get_pattern(),
             "unicode_version": UNICODE_VERSION,
             "sha256": hashlib.sha256(plain).hexdigest(),
             "token_bytes": self.token_bytes(),
         }
-        _write(directory / "tokenizer.json", plain)
-        _write(directory / "meta.json", json.dumps(meta).encode())
+        write_whole(directory / "tokenizer.json", plain)
+        write_whole(directory / "meta.json", json.dumps(meta).encode())
 
     def save_tiktoken_file(self, path: str | Path) -> None:
         """Write the ranks as tiktoken's text, without pattern and special tokens."""
         lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(self._ranks)]
-        _write(Path(path), "".join(lines).encode())
-
-    def _to_json(self) -> dict[str, object]:
-        alphabet = dict(enumerate(byte_alphabet()))
-
-        def text(token: bytes) -> str:
-            return token.decode("latin-1").translate(alphabet)
-
-        byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-        split = {
-            "type": "Split",
-            "pattern": {"Regex": self._bpe.get_pattern()},
-            "behavior": "Isolated",
-            "invert": False,
-        }
-        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [{"id": i, "content": name, **flags} for name, i in self._specials.items()],
-            "normalizer": None,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-            "post_processor": None,
-            "decoder": byte_level,
-            "model": {
-                "type": "BPE",
-                "dropout": None,
-                "unk_token": None,
-                "continuing_subword_prefix": None,
-                "end_of_word_suffix": None,
-                "fuse_unk": False,
-                "byte_fallback": False,
-                "ignore_merges": True,
-                "vocab": {text(token): rank for rank, token in enumerate(self._ranks)},
-                "merges": [[text(left), text(right)] for left, right in self._bpe.get_merges()],
-            },
-        }
+        write_whole(Path(path), "".join(lines).encode())
 
     def tiktoken_parameters(self, name: str = "nanochat") -> TiktokenParameters:
         """What `tiktoken.Encoding` needs to give the same ids."""
@@ -244,12 +219,22 @@ class RustBPETokenizer:
 
     @overload
     def encode(
-        self, text: str, prepend: int | str | None = None, append: int | str | None = None, num_threads: int = 8
+        self,
+        text: str,
+        prepend: int | str | None = None,
+        append: int | str | None = None,
+        num_threads: int = 8,
+        allowed_special: AllowedSpecial = (),
     ) -> list[int]: ...
 
     @overload
     def encode(
-        self, text: list[str], prepend: int | str | None = None, append: int | str | None = None, num_threads: int = 8
+        self,
+        text: list[str],
+        prepend: int | str | None = None,
+        append: int | str | None = None,
+        num_threads: int = 8,
+        allowed_special: AllowedSpecial = (),
     ) -> list[list[int]]: ...
 
     def encode(
@@ -258,20 +243,33 @@ class RustBPETokenizer:
         prepend: int | str | None = None,
         append: int | str | None = None,
         num_threads: int = 8,
+        allowed_special: AllowedSpecial = (),
     ) -> list[int] | list[list[int]]:
         """Ids of a text, or of each text of a list (by at most `num_threads` threads, no more than there are cores).
 
-        Whatever a text spells, its ids are ordinary ones. `prepend` and `append` are ids or names of special tokens.
-        Raises UserError for a text with a lone surrogate, which is no valid Unicode.
+        Whatever a text spells, its ids are ordinary ones, except for the special tokens named in `allowed_special`
+        ("all": any). `prepend` and `append` are ids or names of special tokens. Raises UserError for a text with a
+        lone surrogate, which is no valid Unicode.
         """
         before, after = self._extra(prepend), self._extra(append)
+        texts = [text] if isinstance(text, str) else text
         try:
-            if isinstance(text, str):
-                return [*before, *self._bpe.encode(text), *after] if before or after else self._bpe.encode(text)
-            rows = self._bpe.batch_encode(text, num_threads)
+            if allowed_special:
+                rows = [self._encode_special(one, allowed_special) for one in texts]
+            elif isinstance(text, str):
+                rows = [self._bpe.encode(text)]
+            else:
+                rows = self._bpe.batch_encode(text, num_threads)
         except ValueError as wrong:
             raise UserError(str(wrong)) from wrong
-        return [[*before, *row, *after] for row in rows] if before or after else rows
+        rows = [[*before, *row, *after] for row in rows] if before or after else rows
+        return rows[0] if isinstance(text, str) else rows
+
+    def _encode_special(self, text: str, allowed: AllowedSpecial) -> list[int]:
+        names = self._specials.keys() if allowed == "all" else allowed
+        ids = {name: self.encode_special(name) for name in names}
+        pieces = re.split(f"({'|'.join(re.escape(name) for name in ids)})", text)
+        return [i for piece in pieces for i in ([ids[piece]] if piece in ids else self._bpe.encode(piece))]
 
     __call__ = encode
 
@@ -326,16 +324,6 @@ def get_token_bytes() -> "NDArray[np.int64]":
     return np.array(get_tokenizer().token_bytes(), dtype=np.int64)
 
 
-def byte_alphabet() -> str:
-    """GPT-2's 256 printable characters for the 256 bytes, in which Hugging Face files spell tokens.
-
-    Bytes that print in Latin-1 stand for themselves, the others for U+0100, U+0101, ... in order.
-    """
-    prints = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return "".join(chr(byte if byte in prints else next(others)) for byte in range(256))
-
-
 def check_pattern(pattern: str) -> "rustbpe.Tokenizer":
     """An untrained vocabulary, the 256 bytes, that splits by `pattern`; raises UserError where it is no regex."""
     try:
@@ -356,26 +344,3 @@ def _engine() -> "type[rustbpe.Tokenizer]":
 
 def _conversation(given: Conversation | Mapping[str, object] | Sequence[object]) -> Conversation:
     return given if isinstance(given, Conversation) else Conversation.from_dict(given)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as missing:
-        raise UserError(f"no tokenizer here, {path} is missing: train one with {TRAIN_COMMAND}") from missing
-
-
-def _json(plain: bytes, path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(plain)
-    except ValueError as wrong:
-        raise UserError(f"{path} is damaged (no JSON): train again with {TRAIN_COMMAND}") from wrong
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is no tokenizer of nanochat: train one with {TRAIN_COMMAND}")
-    return value
-
-
-def _write(path: Path, plain: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(plain)
-    part.replace(path)

@@ -2,6 +2,7 @@
 
     python -m scripts.tok_eval
     python -m scripts.tok_eval --sample_chars=10000000 --peers gpt2
+    python -m scripts.tok_eval --show "Where are the borders?"
 
 More bytes per token means fewer tokens for the same text. The larger a vocabulary, the easier that is, so its size
 stands beside the name.
@@ -9,6 +10,7 @@ stands beside the name.
 
 import hashlib
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import tiktoken
 from nanochat import command, dataset, paths, report
 from nanochat.command import UserError
 from nanochat.log import print0
-from nanochat.tokenizer import get_tokenizer
+from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 BLOBS = "https://openaipublic.blob.core.windows.net/"
 # The files that tiktoken fetches for an encoding.
@@ -61,6 +63,8 @@ class Config:
     """Characters of each split to measure on."""
     peers: tuple[str, ...] = tuple(PEER_FILES)
     """Encodings of tiktoken to compare with; those whose files cannot be reached are left out."""
+    show: str | None = None
+    """Print this text token by token, and end."""
     dry_run: bool = False
     """Print the plan and exit."""
 
@@ -69,6 +73,9 @@ def main(config: Config) -> None:
     """Count tokens, print the table, report."""
     if config.sample_chars < 1:
         raise UserError(f"--sample_chars must be at least 1, got {config.sample_chars}")
+    if config.show is not None:
+        print0(shown(get_tokenizer(), config.show, sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+        return
     unknown = [name for name in config.peers if name not in PEER_FILES]
     if unknown:
         raise UserError(f"--peers knows {' and '.join(PEER_FILES)}, got {unknown[0]!r}")
@@ -105,6 +112,23 @@ def main(config: Config) -> None:
     for name in contenders:
         facts[f"bytes per token, {name}"] = {kind: sizes[kind] / counts[kind][name] for kind in sizes}
     report.add_section("tok_eval", facts | {"left_out": ", ".join(left_out) or "none"})
+
+
+def shown(tokenizer: RustBPETokenizer, text: str, coloured: bool) -> str:
+    """The tokens of a text on two backgrounds in turn, or between bars; then their ids and bytes per token."""
+    ids = tokenizer.encode(text)
+    # a part of a character shows as its bytes
+    pieces = [tokenizer.decode_bytes([i]).decode("utf-8", errors="backslashreplace") for i in ids]
+    colours = ("97;44", "30;47")
+    line = "".join(f"\033[{colours[n % 2]}m{piece}\033[0m" for n, piece in enumerate(pieces))
+    size = len(text.encode())
+    return "\n".join(
+        [
+            line if coloured else "|".join(pieces),
+            " ".join(map(str, ids)),
+            f"{len(ids)} tokens of {size} bytes, {size / max(len(ids), 1):.2f} bytes per token",
+        ]
+    )
 
 
 def first_chars(documents: Iterator[str], chars: int) -> Iterator[str]:

@@ -177,3 +177,20 @@ def test_an_unknown_peer_and_a_missing_tokenizer_are_told(corpus: Path) -> None:
         tok_eval.main(tok_eval.Config(peers=()))
     with pytest.raises(UserError, match="--sample_chars must be at least 1, got 0"):
         tok_eval.main(tok_eval.Config(sample_chars=0))
+
+
+def test_a_text_is_shown_token_by_token(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tok_train.main(tok_train.Config(vocab_size=300))
+    tokenizer = get_tokenizer()
+    text = "the hat, 日!"
+    ids = tokenizer.encode(text)
+    capsys.readouterr()
+    tok_eval.main(tok_eval.Config(show=text))
+    line, numbers, summary = capsys.readouterr().out.splitlines()
+    assert line.endswith("|\\xe6|\\x97|\\xa5|!")
+    assert line.count("|") == len(ids) - 1
+    assert numbers.split() == [str(i) for i in ids]
+    assert summary == f"{len(ids)} tokens of 13 bytes, {13 / len(ids):.2f} bytes per token"
+    coloured = tok_eval.shown(tokenizer, text, coloured=True).splitlines()[0]
+    assert coloured.count("\033[97;44m") + coloured.count("\033[30;47m") == coloured.count("\033[0m") == len(ids)
+    assert "0 tokens of 0 bytes" in tok_eval.shown(tokenizer, "", coloured=False)

@@ -22,10 +22,10 @@ from nanochat.tokenizer import (
     SPECIAL_TOKENS,
     SPLIT_PATTERN,
     RustBPETokenizer,
-    byte_alphabet,
     get_token_bytes,
     get_tokenizer,
 )
+from nanochat.tokenizer_files import byte_alphabet
 
 TEXTS = ["The cat's on the mat; isn't it? It was 1234 years ago.\n\n  Yes, über 日本語 and so on.\t\n"] * 3 + [
     "the " * 9
@@ -77,6 +77,27 @@ def test_the_merges_are_those_of_the_crate() -> None:
 def test_a_token_has_two_digits_at_most() -> None:
     tokenizer = RustBPETokenizer.train_from_iterator(["123456 123456"] * 9, 400)
     assert [tokenizer.id_to_token(i) for i in tokenizer.encode("1234567")] == ["12", "34", "56", "7"]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.text(max_size=80) | st.lists(st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "bos", " "])).map("".join))
+def test_no_text_gives_a_special_token_unless_it_is_allowed(tokenizer: RustBPETokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert max(ids, default=0) < 311
+    assert tokenizer.decode(ids) == text
+    allowed = tokenizer.to_tiktoken().encode(text, allowed_special="all")
+    assert tokenizer.encode(text, allowed_special="all") == allowed
+    assert tokenizer.decode(allowed) == text
+
+
+def test_only_the_special_tokens_that_are_named_are_read(tokenizer: RustBPETokenizer) -> None:
+    text = "<|bos|>a<|user_start|>b"
+    bos, start = tokenizer.encode_special("<|bos|>"), tokenizer.encode_special("<|user_start|>")
+    ids = tokenizer.encode(text, allowed_special={"<|bos|>"})
+    assert ids == [bos, *tokenizer.encode("a<|user_start|>b")]
+    assert tokenizer.encode([text], prepend=start, allowed_special={"<|bos|>"}) == [[start, *ids]]
+    with pytest.raises(UserError, match=r"no special token is called '<\|eos\|>'"):
+        tokenizer.encode(text, allowed_special=["<|eos|>"])
 
 
 def test_a_small_corpus_gives_fewer_tokens_and_the_special_ones_still_come_last() -> None:
