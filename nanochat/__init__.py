@@ -7,7 +7,7 @@ scripts are the doors and nothing imports a door; tasks stand beside and see flo
 4 behaviour  checkpoint_manager loss_eval training engine task_eval core_eval rollout serving
 3 model      kv_cache attention chunked_loss gpt optim sampling
 2 machine    runtime dataloader
-1 tokens     text_import chat_format tokenizer_files tokenizer dataset
+1 tokens     text_import chat_format tokenizer_files tokenizer_base huggingface_tokenizer tokenizer dataset
              tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats tinyworld
 0 ground     paths command log download hardware gpt_config schedule plan calculator execution conversation
              curves report

@@ -1,23 +1,22 @@
 """Text <-> ids: a byte-level BPE vocabulary with nine control tokens, trained, kept on disk, loaded.
 
 The work is done by our Rust crate `rustbpe`. On disk stands `tokenizer.json`, a valid Hugging Face file, beside
-`meta.json` (pattern, Unicode version, hash, bytes per token). Which control token stands where in a conversation is
-`chat_format`'s; here they are names with ids that no text can spell.
+`meta.json` (pattern, Unicode version, hash, bytes per token). `HuggingFaceTokenizer` does the same by another library.
 """
 
 import base64
 import binascii
 import hashlib
 import json
-import re
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, TypedDict
 
-from nanochat import chat_format, paths
+from nanochat import paths
 from nanochat.command import UserError
-from nanochat.conversation import Conversation
+from nanochat.huggingface_tokenizer import HuggingFaceTokenizer
+from nanochat.tokenizer_base import SPECIAL_TOKENS, SPLIT_PATTERN, BaseTokenizer, check_vocab_size
 from nanochat.tokenizer_files import (
     TRAIN_COMMAND,
     byte_alphabet,
@@ -34,26 +33,14 @@ if TYPE_CHECKING:
 
     import rustbpe
 
-SPECIAL_TOKENS = [
-    "<|bos|>",
-    "<|user_start|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|assistant_end|>",
-    "<|python_start|>",
-    "<|python_end|>",
-    "<|output_start|>",
-    "<|output_end|>",
+__all__ = [
+    "SPECIAL_TOKENS",
+    "SPLIT_PATTERN",
+    "HuggingFaceTokenizer",
+    "RustBPETokenizer",
+    "get_token_bytes",
+    "get_tokenizer",
 ]
-
-# GPT-4's pattern with at most two digits a token instead of three: a small vocabulary has no thousand slots to spare
-# for numbers. `?+` and `++` never give back what they took, which every engine that we feed understands alike.
-SPLIT_PATTERN = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}"
-    r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-
-AllowedSpecial = Collection[str] | Literal["all"]
 
 
 class TiktokenParameters(TypedDict):
@@ -65,7 +52,7 @@ class TiktokenParameters(TypedDict):
     special_tokens: dict[str, int]
 
 
-class RustBPETokenizer:
+class RustBPETokenizer(BaseTokenizer):
     """A vocabulary of byte strings, and after them the special tokens, which only `encode_special` gives."""
 
     def __init__(self, bpe: "rustbpe.Tokenizer", special_tokens: Sequence[str] = SPECIAL_TOKENS):
@@ -89,9 +76,7 @@ class RustBPETokenizer:
         A corpus that has no more pairs ends with fewer tokens. `progress(merges done, merges wanted)` is called now
         and then. Raises UserError when the size leaves no room for the 256 bytes or the pattern is no regex.
         """
-        smallest = 256 + len(SPECIAL_TOKENS)
-        if vocab_size < smallest:
-            raise UserError(f"vocab_size must be at least {smallest} (256 bytes, special tokens), got {vocab_size}")
+        check_vocab_size(vocab_size)
         bpe = check_pattern(pattern)
         size = vocab_size - len(SPECIAL_TOKENS)
         bpe.train_from_iterator(iterator, size, pattern=pattern, progress=progress, num_threads=num_threads)
@@ -193,90 +178,17 @@ class RustBPETokenizer:
         """Number of ids, special tokens included."""
         return len(self._ranks) + len(self._specials)
 
-    def get_special_tokens(self) -> set[str]:
-        """The names of the special tokens."""
-        return set(self._specials)
-
-    def encode_special(self, name: str) -> int:
-        """The id of a special token. Raises UserError for a name that is none."""
-        if name not in self._specials:
-            raise UserError(f"no special token is called {name!r}; there are {', '.join(self._specials)}")
-        return self._specials[name]
-
-    def get_bos_token_id(self) -> int:
-        """The id of `<|bos|>`, which starts every document and conversation."""
-        return self.encode_special("<|bos|>")
-
-    def id_to_token(self, id: int) -> str:
-        """The text of one id; a part of a character shows as U+FFFD."""
-        return self.decode([id])
-
     def token_bytes(self) -> list[int]:
         """Bytes of text that each id stands for, specials 0: the denominator of bits per byte."""
         return [len(token) for token in self._ranks] + [0] * len(self._specials)
 
     # --- text <-> ids -------------------------------------------------------------------------------------------------
 
-    @overload
-    def encode(
-        self,
-        text: str,
-        prepend: int | str | None = None,
-        append: int | str | None = None,
-        num_threads: int = 8,
-        allowed_special: AllowedSpecial = (),
-    ) -> list[int]: ...
+    def _encode_ordinary(self, text: str) -> list[int]:
+        return self._bpe.encode(text)
 
-    @overload
-    def encode(
-        self,
-        text: list[str],
-        prepend: int | str | None = None,
-        append: int | str | None = None,
-        num_threads: int = 8,
-        allowed_special: AllowedSpecial = (),
-    ) -> list[list[int]]: ...
-
-    def encode(
-        self,
-        text: str | list[str],
-        prepend: int | str | None = None,
-        append: int | str | None = None,
-        num_threads: int = 8,
-        allowed_special: AllowedSpecial = (),
-    ) -> list[int] | list[list[int]]:
-        """Ids of a text, or of each text of a list (by at most `num_threads` threads, no more than there are cores).
-
-        Whatever a text spells, its ids are ordinary ones, except for the special tokens named in `allowed_special`
-        ("all": any). `prepend` and `append` are ids or names of special tokens. Raises UserError for a text with a
-        lone surrogate, which is no valid Unicode.
-        """
-        before, after = self._extra(prepend), self._extra(append)
-        texts = [text] if isinstance(text, str) else text
-        try:
-            if allowed_special:
-                rows = [self._encode_special(one, allowed_special) for one in texts]
-            elif isinstance(text, str):
-                rows = [self._bpe.encode(text)]
-            else:
-                rows = self._bpe.batch_encode(text, num_threads)
-        except ValueError as wrong:
-            raise UserError(str(wrong)) from wrong
-        rows = [[*before, *row, *after] for row in rows] if before or after else rows
-        return rows[0] if isinstance(text, str) else rows
-
-    def _encode_special(self, text: str, allowed: AllowedSpecial) -> list[int]:
-        names = self._specials.keys() if allowed == "all" else allowed
-        ids = {name: self.encode_special(name) for name in names}
-        pieces = re.split(f"({'|'.join(re.escape(name) for name in ids)})", text)
-        return [i for piece in pieces for i in ([ids[piece]] if piece in ids else self._bpe.encode(piece))]
-
-    __call__ = encode
-
-    def _extra(self, token: int | str | None) -> list[int]:
-        if token is None:
-            return []
-        return [self.encode_special(token) if isinstance(token, str) else token]
+    def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
+        return self._bpe.batch_encode(texts, num_threads)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some ids, a special token by its name. Raises UserError for an id that is not there."""
@@ -289,27 +201,6 @@ class RustBPETokenizer:
         for wrong_id in (i for i in ids if not 0 <= i < size):
             raise UserError(f"id {wrong_id} is not in the vocabulary, whose ids go from 0 to {size - 1}")
         return b"".join(names[i - first] if i >= first else self._ranks[i] for i in ids)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of some ids, a special token by its name; bytes that are no UTF-8 become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    # --- conversations ------------------------------------------------------------------------------------------------
-
-    def render_conversation(
-        self, conversation: Conversation | Mapping[str, object] | Sequence[object], max_tokens: int = 2048
-    ) -> tuple[list[int], list[int]]:
-        """Ids and mask (1 = trained on) of a conversation or its plain form, cropped at `max_tokens`."""
-        return chat_format.render_conversation(_conversation(conversation), self, max_tokens)
-
-    def render_for_completion(self, conversation: Conversation | Mapping[str, object] | Sequence[object]) -> list[int]:
-        """Ids up to where the assistant's answer starts; a trailing assistant message is dropped."""
-        return chat_format.render_prompt(_conversation(conversation), self)
-
-    def visualize_tokenization(self, ids: Sequence[int], mask: Sequence[int]) -> str:
-        """The tokens between bars for a terminal: green is trained on, red is not."""
-        colors = {1: "\033[92m", 0: "\033[91m"}
-        return "|".join(f"{colors[bit]}{self.id_to_token(i)}\033[0m" for i, bit in zip(ids, mask, strict=True))
 
 
 def get_tokenizer() -> RustBPETokenizer:
@@ -340,7 +231,3 @@ def _engine() -> "type[rustbpe.Tokenizer]":
             "the tokenizer's Rust part is not built: `maturin develop --release -m rustbpe/Cargo.toml` builds it"
         ) from missing
     return Tokenizer
-
-
-def _conversation(given: Conversation | Mapping[str, object] | Sequence[object]) -> Conversation:
-    return given if isinstance(given, Conversation) else Conversation.from_dict(given)
