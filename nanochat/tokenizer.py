@@ -20,9 +20,13 @@ from nanochat.tokenizer_base import SPECIAL_TOKENS, SPLIT_PATTERN, BaseTokenizer
 from nanochat.tokenizer_files import (
     TRAIN_COMMAND,
     byte_alphabet,
+    check_parsed,
     huggingface_json,
+    parse_huggingface,
     read_bytes,
+    read_given,
     read_json,
+    shown,
     write_whole,
 )
 
@@ -122,7 +126,7 @@ class RustBPETokenizer(BaseTokenizer):
     ) -> "RustBPETokenizer":
         """Load tiktoken's text (a line is a token in base64 and its rank); the pattern is not in such a file."""
         ranks = []
-        for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        for number, line in enumerate(read_given(Path(path)).splitlines(), start=1):
             try:
                 token, rank = line.split()
                 ranks.append((base64.b64decode(token, validate=True), int(rank)))
@@ -135,6 +139,30 @@ class RustBPETokenizer(BaseTokenizer):
             return cls(_engine().from_ranks(ranks, pattern), special_tokens)
         except (ValueError, OverflowError) as wrong:
             raise UserError(f"{path} cannot be used: {wrong}") from wrong
+
+    @classmethod
+    def from_huggingface_file(cls, path: str | Path) -> "RustBPETokenizer":
+        """Load a byte-level BPE `tokenizer.json` that others wrote, as GPT-2's or Llama 3's.
+
+        All its added tokens become special tokens; what it puts around, cuts from or pads the ids of a text is left
+        out. Raises UserError for a file to which ranks and a split pattern cannot be true.
+        """
+        engine, path = _engine(), Path(path)
+        try:
+            stored = json.loads(read_given(path))
+            if not isinstance(stored, dict):
+                raise ValueError(f"it must be a JSON object, and is {shown(stored)}")
+            ranks, pattern, specials = parse_huggingface(stored)
+            bpe = engine.from_ranks(ranks, pattern)
+            check_parsed(stored, bpe)
+        except (json.JSONDecodeError, UnicodeDecodeError) as wrong:
+            raise UserError(f"{path} is damaged (no JSON): {wrong}") from wrong
+        except (ValueError, OverflowError) as wrong:
+            reason = str(wrong).partition("\n")[0]  # the second line of a regex's fault points at the place
+            raise UserError(f"{path} cannot be used: {reason}") from wrong
+        except (KeyError, TypeError, AttributeError) as wrong:
+            raise UserError(f"{path} is no tokenizer.json of Hugging Face's ({wrong!r})") from wrong
+        return cls(bpe, list(specials))
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` and `meta.json`, each whole."""

@@ -1,12 +1,20 @@
 """What stands on disk of a tokenizer: Hugging Face's JSON, read with one sentence for every fault, written whole."""
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanochat.command import UserError
 
+if TYPE_CHECKING:
+    import rustbpe
+
 TRAIN_COMMAND = "`python -m scripts.tok_train`"
+
+# One of each kind that split patterns tell apart: a pattern that takes every three of them leaves no text out.
+KINDS_OF_CHARACTERS = "asZé日1²'._😀\u0301\x00 \t\n\r\u00a0"
 
 
 def byte_alphabet() -> str:
@@ -58,6 +66,118 @@ def huggingface_json(
             "merges": [[text(left), text(right)] for left, right in merges],
         },
     }
+
+
+def parse_huggingface(stored: Mapping[str, object]) -> tuple[dict[bytes, int], str, dict[str, int]]:
+    """Ranks, split pattern and added tokens with ids of a byte-level BPE `tokenizer.json`, whoever wrote it.
+
+    Raises ValueError, saying what is in the way, where these three cannot give the ids that the file gives.
+    """
+    model, normalizer, added = stored.get("model"), stored.get("normalizer"), stored.get("added_tokens") or []
+    # files of before 2021 name no type
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not {"vocab", "merges"} <= model.keys():
+        kind = model.get("type", "unnamed") if isinstance(model, dict) else "missing"
+        raise ValueError(f"its model must be BPE with vocab and merges, and is {kind}")
+    for name in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name):
+            raise ValueError(f"its model has {name} {model[name]!r}, which ranks cannot tell")
+    if normalizer and normalizer != {"type": "Sequence", "normalizers": []}:
+        raise ValueError(f"its normalizer changes the text: {shown(normalizer)}")
+    if not isinstance(added, list):
+        raise ValueError(f"its added_tokens must be a list, and are {shown(added)}")
+    pattern = _split_pattern(stored.get("pre_tokenizer"))
+    specials = {token["content"]: token["id"] for token in sorted(added, key=lambda token: token["id"])}
+    vocabulary = {text: rank for text, rank in model["vocab"].items() if text not in specials}
+    early = next((name for name, i in specials.items() if i < len(vocabulary)), None)
+    if early is not None:
+        raise ValueError(f"its added token {early!r} has id {specials[early]}, and must follow the ordinary tokens")
+    if sorted(vocabulary.values()) != list(range(len(vocabulary))):
+        raise ValueError(f"its {len(vocabulary)} ordinary tokens must have the ids from 0 to {len(vocabulary) - 1}")
+    if list(specials.values()) != list(range(len(vocabulary), len(vocabulary) + len(specials))):
+        raise ValueError(f"its added tokens must have ids in a row from {len(vocabulary)}: {shown(specials)}")
+    last = 0
+    for left, right in _merges(model):
+        rank = vocabulary.get(left + right)
+        if rank is None or left not in vocabulary or right not in vocabulary:
+            raise ValueError(f"its merge of {left!r} and {right!r} has parts or a result that are no tokens")
+        if rank < last:
+            raise ValueError(f"its merges are in another order than the ids: {left!r} and {right!r} come too late")
+        last = rank
+    byte_of = {character: byte for byte, character in enumerate(byte_alphabet())}
+    for text in vocabulary:
+        if not byte_of.keys() >= set(text):
+            raise ValueError(f"its token {text!r} is not spelled in the alphabet of bytes")
+    ranks = {bytes(byte_of[character] for character in text): rank for text, rank in vocabulary.items()}
+    return ranks, pattern, specials
+
+
+def check_parsed(stored: Mapping[str, object], bpe: "rustbpe.Tokenizer") -> None:
+    """Hold the file against the vocabulary made of it; raises ValueError where the two would give different ids.
+
+    A vocabulary of ranks merges any two neighbours whose bytes are a token. That is what a list of merges does when
+    it has, for every token, the pair in which lower ranks alone leave the token's bytes.
+    """
+    model, pre_tokenizer = stored["model"], stored["pre_tokenizer"]
+    assert isinstance(model, dict), type(model)
+    alphabet = dict(enumerate(byte_alphabet()))
+    listed = set(_merges(model))
+    made = [tuple(part.decode("latin-1").translate(alphabet) for part in pair) for pair in bpe.get_merges()]
+    for pair in made:
+        if pair not in listed:
+            raise ValueError(f"its merges lack {pair[0]!r} and {pair[1]!r}, of which ranks make {''.join(pair)!r}")
+    longer = sum(len(token) > 1 for token, _ in bpe.get_mergeable_ranks())
+    if longer > len(made) and not model.get("ignore_merges"):
+        raise ValueError(f"{longer - len(made)} of its tokens are ones that no merge makes")
+    keeps_all = '"Isolated"' in json.dumps(pre_tokenizer)
+    texts = ["".join(some) for some in itertools.product(KINDS_OF_CHARACTERS, repeat=3)] if keeps_all else []
+    for text, ids in zip(texts, bpe.batch_encode(texts, 1), strict=True):
+        if bpe.decode_bytes(ids) != text.encode():
+            raise ValueError(f"its split pattern leaves out a part of {text!r}, which only that library keeps")
+
+
+def _merges(model: Mapping[str, Iterable[str | Sequence[str]]]) -> Iterator[tuple[str, str]]:
+    """The pairs of a list of merges, whose items are "a b" in older files."""
+    for merge in model["merges"]:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if len(pair) != 2:
+            raise ValueError(f"its merge {merge!r} is no pair")
+        yield pair[0], pair[1]
+
+
+def _split_pattern(pre_tokenizer: object) -> str:
+    """The regex of a pre-tokenizer that cuts as GPT-2 did, or by a regex of its own."""
+    from rustbpe import PATTERNS
+
+    if isinstance(pre_tokenizer, dict):
+        steps = pre_tokenizer["pretokenizers"] if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
+        *splits, last = steps or [{}]
+        if last.get("type") == "ByteLevel" and not last.get("add_prefix_space", True):
+            by_itself = last.get("use_regex", True)
+            if by_itself and not splits:
+                return PATTERNS["gpt2"]
+            if not by_itself and len(splits) == 1 and splits[0].get("type") == "Split":
+                cut = splits[0]["behavior"], splits[0]["invert"]
+                regex = splits[0]["pattern"].get("Regex")
+                if cut in {("Isolated", False), ("Removed", True)} and isinstance(regex, str):
+                    return regex
+    raise ValueError(
+        "its pre-tokenizer must be ByteLevel without a prefix space, or one Split by a Regex before it, and is "
+        + shown(pre_tokenizer)
+    )
+
+
+def shown(value: object) -> str:
+    """A piece of JSON for a sentence, shortened."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 160 else f"{text[:160]}..."
+
+
+def read_given(path: Path) -> bytes:
+    """A file that a person named. Raises UserError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as wrong:
+        raise UserError(f"{path} cannot be read ({wrong.strerror}): give the path of a tokenizer's file") from wrong
 
 
 def read_bytes(path: Path) -> bytes:
