@@ -115,7 +115,8 @@ def check_parsed(stored: Mapping[str, object], bpe: "rustbpe.Tokenizer") -> None
     """Hold the file against the vocabulary made of it; raises ValueError where the two would give different ids.
 
     A vocabulary of ranks merges any two neighbours whose bytes are a token. That is what a list of merges does when
-    it has, for every token, the pair in which lower ranks alone leave the token's bytes.
+    it has, for every token, the pair in which lower ranks alone leave the token's bytes. A token without such a pair
+    is refused even where the file takes whole words first: higher ranks may still make it, of a pair not listed.
     """
     model, pre_tokenizer = stored["model"], stored["pre_tokenizer"]
     assert isinstance(model, dict), type(model)
@@ -126,8 +127,8 @@ def check_parsed(stored: Mapping[str, object], bpe: "rustbpe.Tokenizer") -> None
         if pair not in listed:
             raise ValueError(f"its merges lack {pair[0]!r} and {pair[1]!r}, of which ranks make {''.join(pair)!r}")
     longer = sum(len(token) > 1 for token, _ in bpe.get_mergeable_ranks())
-    if longer > len(made) and not model.get("ignore_merges"):
-        raise ValueError(f"{longer - len(made)} of its tokens are ones that no merge makes")
+    if longer > len(made):
+        raise ValueError(f"ranks alone never make {longer - len(made)} of its tokens")
     keeps_all = '"Isolated"' in json.dumps(pre_tokenizer)
     texts = ["".join(some) for some in itertools.product(KINDS_OF_CHARACTERS, repeat=3)] if keeps_all else []
     for text, ids in zip(texts, bpe.batch_encode(texts, 1), strict=True):

@@ -14,7 +14,7 @@ import pytest
 import tiktoken
 import tiktoken.registry
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import rustbpe
@@ -434,6 +434,32 @@ def test_a_list_of_all_pairs_that_make_a_token_is_as_good(tmp_path: Path) -> Non
         assert tokenizer.encode(text, allowed_special="all") == library.encode(text).ids
 
 
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_whatever_is_accepted_gives_the_same_ids(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+    vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
+    tokens, merges = list("abc"), []
+    for _ in range(data.draw(st.integers(1, 8))):
+        left, right = data.draw(st.sampled_from(tokens)), data.draw(st.sampled_from(tokens))
+        if left + right not in vocabulary:
+            tokens.append(left + right)
+            vocabulary[left + right] = len(vocabulary)
+            merges.append([left, right])
+    stored = json.loads(tokenizers.Tokenizer(tokenizers.models.BPE()).to_str())
+    stored["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    ignored = data.draw(st.booleans())
+    stored["model"] |= {"vocab": vocabulary, "merges": merges, "ignore_merges": ignored}
+    path = tmp_path_factory.mktemp("random") / "tokenizer.json"
+    path.write_text(json.dumps(stored), encoding="utf-8")
+    try:
+        tokenizer = RustBPETokenizer.from_huggingface_file(path)
+    except UserError:
+        assume(False)
+    library = tokenizers.Tokenizer.from_file(str(path))
+    for text in data.draw(st.lists(st.text("abc", max_size=16), max_size=20)):
+        assert tokenizer.encode(text) == library.encode(text).ids
+
+
 def no_bpe(stored: Any) -> None:
     stored["model"] = {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a"}
 
@@ -520,6 +546,15 @@ def token_unreached(stored: Any) -> None:
     stored["added_tokens"] = []
 
 
+def token_found_whole_only(stored: Any) -> None:
+    """Ranks make "cacb" of "ca" and "cb", whose own rank is higher; the file's merges never do."""
+    vocabulary = {character: byte for byte, character in enumerate(byte_alphabet())}
+    stored["model"]["vocab"] = vocabulary | {"ca": 256, "ac": 257, "acb": 258, "cacb": 259, "cb": 260}
+    stored["model"]["merges"] = [["c", "a"], ["a", "c"], ["ac", "b"], ["c", "acb"], ["c", "b"]]
+    stored["model"]["ignore_merges"] = True
+    stored["added_tokens"] = []
+
+
 def special_first(stored: Any) -> None:
     vocabulary = stored["model"]["vocab"]
     stored["model"]["vocab"] = {"<s>": 0} | {token: i + 1 for token, i in vocabulary.items()}
@@ -576,7 +611,8 @@ def added_foreign(stored: Any) -> None:
         (merge_of_three, "its merge 't h e' is no pair"),
         (merge_missing, "its merges lack"),
         (merged_otherwise, "its merges lack 'x' and 'yz', of which ranks make 'xyz'"),
-        (token_unreached, "1 of its tokens are ones that no merge makes"),
+        (token_unreached, "ranks alone never make 1 of its tokens"),
+        (token_found_whole_only, "ranks alone never make 1 of its tokens"),
         (special_first, "its added token '<s>' has id 0, and must follow the ordinary tokens"),
         (special_far, "its added tokens must have ids in a row"),
         (hole, "ordinary tokens must have the ids from 0 to"),
@@ -613,6 +649,14 @@ def test_tiktoken_finds_the_tokenizer_of_the_base_directory_by_name(
     encoding = tiktoken.get_encoding("nanochat")
     assert encoding.encode_ordinary(TEXTS[0]) == tokenizer.encode(TEXTS[0])
     assert encoding.encode("<|bos|>", allowed_special="all") == [311]
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    [example] = [code for code in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "Tokenizer" in code]
+    exec(example, {})
+    assert (tmp_path / "my_tokenizer" / "tokenizer.json").is_file()
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
