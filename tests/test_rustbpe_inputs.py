@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from slow_bpe import trained
@@ -95,12 +96,24 @@ def test_bytes_and_arrow_arrays_train_as_their_texts_do() -> None:
     ]
     for given_texts in inputs:
         assert trained(given_texts, 300).get_mergeable_ranks() == expected
-    with pytest.raises(TypeError, match="has the type string and not int64"):
-        trained([pa.array([1, 2])], 300)
-    with pytest.raises(TypeError, match="a str, bytes, or a pyarrow array of strings, and not float"):
-        trained([1.5], 300)
-    with pytest.raises(ValueError, match="no UTF-8: the first wrong one stands at offset 2"):
-        trained([b"ab\xff"], 300)
+
+
+def test_bytes_and_arrow_arrays_encode_as_their_texts_do() -> None:
+    texts = ["ab abc", "", "naïve 日本", "cab " * 9]
+    tokenizer = trained(["ab abc abcd"], 262)
+    expected = [tokenizer.encode(text) for text in texts]
+    array = pa.array(["left out", *texts])[1:]
+    inputs: list[Any] = [
+        (text for text in texts),
+        [text.encode() for text in texts],
+        array,
+        array.cast(pa.large_string()),
+        array.cast(pa.binary()),
+        pa.chunked_array([array[:1], array[1:1], array[1:]]),
+        [texts[0], array[1:3], texts[3].encode()],
+    ]
+    for given_texts in inputs:
+        assert tokenizer.batch_encode(given_texts) == expected
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
@@ -137,7 +150,40 @@ def test_a_lone_surrogate_is_told_with_its_place() -> None:
             call("abc\ud800")
 
 
+def test_bytes_that_are_no_utf8_are_told() -> None:
+    starts = pa.py_buffer(np.array([0, 1, 2], np.int32))
+    # All bytes of the array together are valid, but its two texts share a character.
+    cut = pa.Array.from_buffers(pa.string(), 2, [None, starts, pa.py_buffer("é".encode())])
+    tokenizer = rustbpe.Tokenizer()
+    for wrong in ([b"ab\xff"], [cut], [b"ok", b"ab\xc3"], [b"\xed\xa0\x80"]):
+        for call in (tokenizer.batch_encode, tokenizer.batch_encode_to_numpy, lambda texts: trained(texts, 300)):
+            with pytest.raises(ValueError, match=r"no UTF-8: the first wrong one stands at offset \d"):
+                call(wrong)
+    with pytest.raises(ValueError, match=r"offset 2$"):
+        trained([b"ab\xff"], 300)
+
+
+def test_an_error_of_an_iterator_comes_out_of_encoding_and_decoding_too() -> None:
+    def broken(first: Any) -> Iterator[Any]:
+        yield first
+        raise LookupError("the disk is gone")
+
+    tokenizer = rustbpe.Tokenizer()
+    for call, first in [
+        (tokenizer.batch_encode, "text"),
+        (tokenizer.batch_encode_to_numpy, "text"),
+        (tokenizer.decode, 97),
+        (tokenizer.decode_bytes, 97),
+    ]:
+        with pytest.raises(LookupError, match="the disk is gone"):
+            call(broken(first))
+
+
 def test_what_is_no_text_is_refused() -> None:
+    with pytest.raises(TypeError, match="has the type string and not int64"):
+        trained([pa.array([1, 2])], 300)
+    with pytest.raises(TypeError, match="a str, bytes, or a pyarrow array of strings, and not float"):
+        trained([1.5], 300)
     with pytest.raises(TypeError):
         trained([7], 300)
     with pytest.raises(TypeError):

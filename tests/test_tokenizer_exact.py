@@ -25,19 +25,7 @@ from nanochat.tokenizer import SPLIT_PATTERN
 BYTES = [bytes([byte]) for byte in range(256)]
 PATTERNS = {**rustbpe.PATTERNS, "custom": CUSTOM_PATTERN}
 # https://www.unicode.org/Public/16.0.0/ucd/PropList.txt
-WHITE_SPACE = {
-    *range(0x09, 0x0E),
-    0x20,
-    0x85,
-    0xA0,
-    0x1680,
-    *range(0x2000, 0x200B),
-    0x2028,
-    0x2029,
-    0x202F,
-    0x205F,
-    0x3000,
-}
+WHITE_SPACE = {ord(c) for c in "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"} | {*range(0x2000, 0x200B)}
 BUSY_PLANES = {0, 1}
 
 
