@@ -44,9 +44,11 @@ class Config:
     device_batch_size: int = 32
     """Rows per micro-batch and rank; less when memory runs out."""
     total_batch_size: int | None = None
-    """Tokens per step over all ranks; unset: chosen by depth."""
+    """Tokens per step over all ranks; unset: by the run's FLOPs, as written in nanochat/plan.py."""
     num_iterations: int | None = None
-    """Steps; unset: from target_param_data_ratio."""
+    """Steps; unset: from target_flops, else from target_param_data_ratio."""
+    target_flops: float | None = None
+    """FLOPs to spend."""
     target_param_data_ratio: float = 20.0
     """Tokens per parameter."""
     matrix_lr: float = 0.02
@@ -55,8 +57,8 @@ class Config:
     """AdamW's rate for the embedding at width 768."""
     unembedding_lr: float = 0.004
     """AdamW's rate for the head at width 768."""
-    weight_decay: float = 0.0
-    """Decay of all weights per step and unit of rate."""
+    weight_decay: float | Literal["auto"] = 0.0
+    """Decay of all weights per step and unit of rate; auto: by the run's length, as written in nanochat/plan.py."""
     warmup_iters: int = 0
     """Steps in which the rate rises."""
     warmdown_ratio: float = 0.4
@@ -107,7 +109,7 @@ def main(config: Config) -> None:
             total_batch_size=config.total_batch_size, num_iterations=config.num_iterations,
             target_param_data_ratio=config.target_param_data_ratio, matrix_lr=config.matrix_lr,
             embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr, weight_decay=config.weight_decay,
-            warmup_iters=config.warmup_iters, warmdown_ratio=config.warmdown_ratio,
+            warmup_iters=config.warmup_iters, warmdown_ratio=config.warmdown_ratio, target_flops=config.target_flops,
         )  # fmt: skip
         print0(f"base_train {tag}: {config.depth} layers, width {model_config.n_embd}, {model_config.n_head} heads, "
                f"vocabulary {model_config.vocab_size:,}, text from {source!r}, "

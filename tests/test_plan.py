@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nanochat.command import UserError
 from nanochat.gpt_config import config_for_depth
-from nanochat.plan import TrainPlan, default_total_batch_size, plan_finetuning, plan_training
+from nanochat.plan import TrainPlan, batch_for_flops, plan_finetuning, plan_training, shards_needed
 
 
 def plan(depth: int = 4, sequence_len: int = 512, **given_flags: Any) -> TrainPlan:
@@ -20,26 +20,43 @@ def plan(depth: int = 4, sequence_len: int = 512, **given_flags: Any) -> TrainPl
     return plan_training(config_for_depth(depth, 4096, sequence_len), **{**flags, **given_flags})
 
 
-def test_the_default_batch_is_8k_tokens_at_depth_4_and_half_a_million_at_depth_20() -> None:
-    assert default_total_batch_size(4) == 8192
-    assert default_total_batch_size(10) == 32_768
-    assert default_total_batch_size(20) == default_total_batch_size(32) == 524_288
-    sizes = [default_total_batch_size(depth) for depth in range(1, 40)]
+def sized(depth: int, sequence_len: int = 2048, vocab_size: int = 65_536, **given: Any) -> TrainPlan:
+    flags = {"num_iterations": None, **given}
+    return plan_training(
+        config_for_depth(depth, vocab_size, sequence_len), device_batch_size=1, world_size=1, total_batch_size=None,
+        target_param_data_ratio=20.0, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004, **flags,
+    )  # fmt: skip
+
+
+def test_the_batch_by_rule_is_what_runs_of_known_size_take() -> None:
+    assert sized(20).total_batch_size == 524_288
+    assert sized(26).total_batch_size == 1_048_576
+    small = config_for_depth(4, 8192, 512)
+    assert batch_for_flops(2e6 * small.flops_per_token) == 8192
+    assert sized(4, 512, 8192, num_iterations=100).total_batch_size == 8192
+    sizes = [sized(depth).total_batch_size for depth in range(1, 50, 4)]
     assert sizes == sorted(sizes)
+    assert (batch_for_flops(1.0), batch_for_flops(1e30)) == (8192, 2**21)
     assert all(size & (size - 1) == 0 for size in sizes)
 
 
+@given(st.integers(1, 40), st.integers(1, 1_000_000))
+def test_the_batch_of_a_number_of_steps_is_the_batch_of_the_flops_that_come_of_it(depth: int, steps: int) -> None:
+    made = sized(depth, num_iterations=steps)
+    by_flops = batch_for_flops(made.total_flops * 1.000001)  # not below a power of two by a rounding error
+    assert by_flops == made.total_batch_size
+
+
 @given(st.integers(1, 24), st.integers(1, 2048), st.integers(1, 64), st.integers(1, 16))
-def test_an_unset_batch_is_a_multiple_of_the_micro_batch_near_the_default(
+def test_an_unset_batch_is_a_multiple_of_the_micro_batch_near_the_rule(
     depth: int, tokens: int, rows: int, ranks: int
 ) -> None:
     made = plan(depth, tokens, device_batch_size=rows, world_size=ranks)
     micro_batch = rows * tokens * ranks
+    by_rule = batch_for_flops(20.0 * made.num_params * config_for_depth(depth, 4096, tokens).flops_per_token)
     assert made.total_batch_size == made.grad_accum_steps * micro_batch
     assert made.grad_accum_steps >= 1
-    assert abs(made.total_batch_size - default_total_batch_size(depth)) <= max(
-        micro_batch / 2, micro_batch - default_total_batch_size(depth)
-    )
+    assert abs(made.total_batch_size - by_rule) <= max(micro_batch / 2, micro_batch - by_rule)
 
 
 def test_unset_steps_follow_from_tokens_per_parameter() -> None:
@@ -47,6 +64,35 @@ def test_unset_steps_follow_from_tokens_per_parameter() -> None:
     assert made.total_tokens == pytest.approx(20 * made.num_params, rel=1e-3)
     assert made.total_flops == config_for_depth(4, 4096, 512).flops_per_token * made.total_tokens
     assert plan(target_param_data_ratio=1e-9).num_iterations == 1
+
+
+def test_a_budget_of_flops_is_spent() -> None:
+    made = plan(target_flops=3e15)
+    assert made.total_flops == pytest.approx(3e15, rel=made.total_batch_size / made.total_tokens)
+    assert plan(target_flops=1.0).num_iterations == 1
+
+
+def test_the_rate_of_matrices_stays_up_to_depth_20_and_falls_beyond() -> None:
+    assert sized(4).matrix_lr == sized(20).matrix_lr == 0.02
+    assert sized(26).matrix_lr == pytest.approx(0.02 * (4e19 / sized(26).total_flops) ** 0.125)
+    assert 0.01 < sized(32).matrix_lr < sized(26).matrix_lr < 0.02
+
+
+def test_a_run_forgets_as_much_however_many_steps_it_is_cut_into() -> None:
+    def forgotten(batch: int) -> float:
+        made = plan(weight_decay="auto", total_batch_size=batch)
+        return made.weight_decay * made.matrix_lr * made.num_iterations
+
+    assert forgotten(8192) == pytest.approx(forgotten(65_536), rel=1e-3)
+    assert forgotten(8192) == pytest.approx(20**0.527 / 1.084, rel=1e-3)
+    assert (
+        plan(weight_decay="auto", target_param_data_ratio=200.0).weight_decay < plan(weight_decay="auto").weight_decay
+    )
+
+
+@pytest.mark.parametrize(("tokens", "shards"), [(1, 1), (52_000_000, 1), (53_000_000, 2), (20 * 561e6, 216)])
+def test_the_text_of_a_run_is_counted_in_shards(tokens: float, shards: int) -> None:
+    assert shards_needed(tokens) == shards
 
 
 def test_rates_of_embedding_and_head_scale_with_the_root_of_the_width() -> None:
@@ -74,6 +120,9 @@ def test_the_plan_is_printed_with_its_product_and_survives_json() -> None:
         ({"warmdown_ratio": 1.5}, "got 0, 1.5"),
         ({"target_param_data_ratio": 0.0}, "--target_param_data_ratio=0.0 is not above 0 tokens per parameter"),
         ({"target_param_data_ratio": float("nan")}, "is not above 0 tokens per parameter"),
+        ({"target_flops": 0.0}, "--target_flops=0 is no number of FLOPs above 0"),
+        ({"target_flops": float("inf")}, "--target_flops=inf is no number of FLOPs above 0"),
+        ({"target_flops": 1e15, "num_iterations": 5}, "--num_iterations=5 and --target_flops=1e+15 both say how long"),
         ({"matrix_lr": -0.1}, "learning rates and --weight_decay are 0 or more, got -0.1, 0.2, 0.004 and 0"),
     ],
 )
