@@ -42,6 +42,21 @@ impl WordCache {
         (known.key == key).then_some((&known.ids, known.len as usize))
     }
 
+    /// Begin to bring the line of a word near. The crate's one unsafe call: encoding is 15 % slower without it, and a load
+    /// in its place, which is safe, makes it slower still.
+    #[inline]
+    #[allow(unsafe_code)]
+    pub(crate) fn prefetch(&self, key: u128) {
+        // SAFETY: SSE is a part of x86-64, and a prefetch changes nothing that the program sees.
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>((&raw const self.lines[place(key)]).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = key;
+    }
+
     /// Keep the ids of a word, when they are not too many.
     pub(crate) fn put(&mut self, key: u128, ids: &[u32]) {
         if ids.len() <= MOST_IDS {

@@ -16,6 +16,18 @@ use crate::vocabulary::Vocabulary;
 /// Bytes of text that a thread takes at a time.
 const GROUP_BYTES: usize = 1 << 18;
 
+/// Words that wait while their lines of the cache come near: a look into a cold line takes as long as ten words. Half as
+/// many and twice as many are 5 % slower, none 15 %.
+const WAITING: usize = 32;
+
+/// A word of the text, by its place; the key is 0 where it is too long for one.
+#[derive(Clone, Copy, Default)]
+struct Word {
+    key: u128,
+    start: usize,
+    end: usize,
+}
+
 /// The numbers that ids are handed over as: the caller chooses one that holds the vocabulary's.
 pub trait Id: Copy + Send {
     /// The id in this width; what does not fit is cut off.
@@ -69,9 +81,19 @@ impl Encoder {
     /// Append the ids of a text.
     pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), Error> {
         self.with_workspace(|workspace| {
-            let bytes = text.as_bytes();
-            self.splitter
-                .for_each_word(text, |start, end| workspace.encode_word(&self.vocabulary, bytes, start, end, ids))
+            let (mut waiting, mut count) = ([Word::default(); WAITING], 0);
+            let done = self.splitter.for_each_word(text, |start, end| {
+                let key = key(text.as_bytes(), start, end).unwrap_or(0);
+                workspace.cache.prefetch(key);
+                waiting[count] = Word { key, start, end };
+                count += 1;
+                if count == WAITING {
+                    workspace.encode_words(&self.vocabulary, text, &waiting, ids);
+                    count = 0;
+                }
+            });
+            workspace.encode_words(&self.vocabulary, text, &waiting[..count], ids);
+            done
         })
     }
 
@@ -162,17 +184,8 @@ impl Encoder {
     }
 
     /// The two tokens that each longer token is merged from, by rank. A token that merging never reaches has none.
-    ///
-    /// A token's parts are what lower ranks alone make of its bytes.
     pub fn merges(&self) -> Vec<Pair> {
-        let mut scratch = Scratch::default();
-        let tokens = (0..).zip(self.vocabulary.tokens()).filter(|(_, token)| token.len() > 1);
-        tokens
-            .filter_map(|(id, token)| match *scratch.merge_by_scan(&self.vocabulary, token, id) {
-                [left, right] => Some((left, right)),
-                _ => None,
-            })
-            .collect()
+        self.vocabulary.own_merges().into_iter().map(|(pair, _)| pair).collect()
     }
 
     /// Run `work` with memory that an earlier call has left, its cache warm.
@@ -197,25 +210,26 @@ impl Workspace {
         Self { cache: WordCache::new(), scratch: Scratch::default() }
     }
 
-    #[inline]
-    fn encode_word(&mut self, vocabulary: &Vocabulary, bytes: &[u8], start: usize, end: usize, ids: &mut Vec<u32>) {
-        let key = key(bytes, start, end);
-        if let Some((known, len)) = key.and_then(|key| self.cache.get(key)) {
-            // Three ids are copied whatever their number: cheaper than asking.
-            let before = ids.len();
-            ids.extend_from_slice(known);
-            ids.truncate(before + len);
-        } else {
-            self.encode_new_word(vocabulary, key, &bytes[start..end], ids);
+    fn encode_words(&mut self, vocabulary: &Vocabulary, text: &str, words: &[Word], ids: &mut Vec<u32>) {
+        for word in words {
+            match self.cache.get(word.key) {
+                Some((known, len)) if word.key != 0 => {
+                    // Three ids are copied whatever their number: cheaper than asking.
+                    let before = ids.len();
+                    ids.extend_from_slice(known);
+                    ids.truncate(before + len);
+                }
+                _ => self.encode_new_word(vocabulary, word.key, &text.as_bytes()[word.start..word.end], ids),
+            }
         }
     }
 
     #[cold]
-    fn encode_new_word(&mut self, vocabulary: &Vocabulary, key: Option<u128>, word: &[u8], ids: &mut Vec<u32>) {
-        let whole = key.map_or_else(|| vocabulary.id(word), |key| vocabulary.id_of_key(key)).map(|id| [id]);
+    fn encode_new_word(&mut self, vocabulary: &Vocabulary, key: u128, word: &[u8], ids: &mut Vec<u32>) {
+        let whole = if key == 0 { vocabulary.id(word) } else { vocabulary.id_of_key(key) }.map(|id| [id]);
         let found = whole.as_ref().map_or_else(|| self.scratch.merge(vocabulary, word), |id| &id[..]);
         ids.extend_from_slice(found);
-        if let Some(key) = key {
+        if key != 0 {
             self.cache.put(key, found);
         }
     }

@@ -19,7 +19,7 @@
 //! # Ok::<(), rustbpe::Error>(())
 //! ```
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![deny(missing_docs)]
 
 mod cache;

@@ -91,16 +91,8 @@ impl Classes {
 /// The end of the run of ASCII letters that starts (or not) at `end`.
 #[inline]
 fn ascii_letters(bytes: &[u8], mut end: usize) -> usize {
-    const EVERY: u64 = 0x0101_0101_0101_0101;
-    const HIGH: u64 = 0x80 * EVERY;
     while let Some(eight) = bytes.get(end..).and_then(|rest| rest.first_chunk::<8>()) {
-        let eight = u64::from_le_bytes(*eight);
-        // In lower case and without the high bit, so that no sum carries into the next byte; the high bit of each sum
-        // then says "at least a" and "beyond z".
-        let lower = (eight & !HIGH) | (0x20 * EVERY);
-        let from_a = lower + (0x80 - u64::from(b'a')) * EVERY;
-        let beyond_z = lower + (0x7F - u64::from(b'z')) * EVERY;
-        let others = !(from_a & !beyond_z & !eight) & HIGH;
+        let others = !letters_of_eight(*eight) & HIGH;
         if others != 0 {
             return end + others.trailing_zeros() as usize / 8;
         }
@@ -110,6 +102,36 @@ fn ascii_letters(bytes: &[u8], mut end: usize) -> usize {
         end += 1;
     }
     end
+}
+
+/// A bit for each of 64 bytes that is no ASCII letter, the first byte's the lowest; past the end there is no letter.
+#[inline]
+pub(crate) fn others_of_64(bytes: &[u8]) -> u64 {
+    let mut padded = [0; 64];
+    let block = bytes.first_chunk::<64>().unwrap_or_else(|| {
+        padded[..bytes.len()].copy_from_slice(bytes);
+        &padded
+    });
+    !block.chunks_exact(8).rev().fold(0, |letters, eight| {
+        let eight = letters_of_eight(eight.try_into().expect("a chunk of eight"));
+        // The product has the eight high bits side by side on top.
+        letters << 8 | (eight >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56
+    })
+}
+
+const EVERY: u64 = 0x0101_0101_0101_0101;
+const HIGH: u64 = 0x80 * EVERY;
+
+/// The high bit of every byte that is an ASCII letter; no other bit.
+#[inline]
+fn letters_of_eight(eight: [u8; 8]) -> u64 {
+    let eight = u64::from_le_bytes(eight);
+    // In lower case and without the high bit, so that no sum carries into the next byte; the high bit of each sum then
+    // says "at least a" and "beyond z".
+    let lower = (eight & !HIGH) | (0x20 * EVERY);
+    let from_a = lower + (0x80 - u64::from(b'a')) * EVERY;
+    let beyond_z = lower + (0x7F - u64::from(b'z')) * EVERY;
+    from_a & !beyond_z & !eight & HIGH
 }
 
 #[cfg(test)]
@@ -144,6 +166,7 @@ mod tests {
                 bytes[place] = byte;
                 let expected = bytes.iter().take_while(|byte| byte.is_ascii_alphabetic()).count();
                 assert_eq!(ascii_letters(&bytes, 0), expected, "{byte} at {place}");
+                assert_eq!(others_of_64(&bytes).trailing_zeros() as usize, expected, "{byte} at {place}");
             }
         }
     }

@@ -6,6 +6,7 @@ use rustc_hash::FxHashMap;
 
 use crate::Error;
 use crate::key::{KeyMap, key};
+use crate::merging::Scratch;
 use crate::pairs::PairTable;
 use crate::trainer::Pair;
 
@@ -27,7 +28,7 @@ pub struct Vocabulary {
     short_ids: KeyMap,
     long_ids: FxHashMap<Box<[u8]>, u32>,
     byte_ids: [u32; 256],
-    /// For every way to cut a token into two tokens: those two and the whole.
+    /// Two tokens and the one that they merge into, for every two that can come to stand side by side.
     merges: PairTable,
     /// The same for two bytes, where every word's merging starts: `first << 8 | second`.
     byte_merges: Box<[u32]>,
@@ -100,14 +101,25 @@ impl Vocabulary {
         if let Some(byte) = vocabulary.byte_ids.iter().position(|&id| id == NONE) {
             return Err(Error::BadRanks(format!("byte {byte} has no token of its own")));
         }
-        vocabulary.merges = vocabulary.all_merges();
-        let pair = |both: usize| vocabulary.merged(vocabulary.byte_ids[both >> 8], vocabulary.byte_ids[both & 0xFF]);
-        vocabulary.byte_merges = (0..1 << 16).map(pair).collect();
+        vocabulary.set_merges(&vocabulary.all_merges());
+        let own = vocabulary.own_merges();
+        if own.len() == vocabulary.tokens().filter(|token| token.len() > 1).count() {
+            // Merging comes to the bytes of a token by its own two parts or not at all: as long as no merge crosses
+            // their borders, it goes the way that it goes with those bytes alone. So the other cuts never come up, and a
+            // third of the table is nearer than the whole.
+            vocabulary.set_merges(&own);
+        }
         Ok(vocabulary)
     }
 
+    fn set_merges(&mut self, merges: &[(Pair, u32)]) {
+        self.merges = PairTable::new(merges);
+        let pair = |both: usize| self.merged(self.byte_ids[both >> 8], self.byte_ids[both & 0xFF]);
+        self.byte_merges = (0..1 << 16).map(pair).collect();
+    }
+
     /// tiktoken merges two neighbours whenever their bytes together are a token, however that token came about.
-    fn all_merges(&self) -> PairTable {
+    fn all_merges(&self) -> Vec<(Pair, u32)> {
         let mut merges = Vec::new();
         for (token, whole) in self.tokens().zip(0..) {
             for cut in 1..token.len() {
@@ -116,7 +128,21 @@ impl Vocabulary {
                 }
             }
         }
-        PairTable::new(&merges)
+        merges
+    }
+
+    /// The two tokens that each longer token is merged from, and itself, by rank; one that merging never reaches has none.
+    ///
+    /// A token's parts are what lower ranks alone make of its bytes.
+    pub(crate) fn own_merges(&self) -> Vec<(Pair, u32)> {
+        let mut scratch = Scratch::default();
+        let longer = self.tokens().zip(0..).filter(|(token, _)| token.len() > 1);
+        longer
+            .filter_map(|(token, id)| match *scratch.merge_by_scan(self, token, id) {
+                [left, right] => Some(((left, right), id)),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Number of tokens.
