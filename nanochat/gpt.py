@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from nanochat.attention import attend, rotary_table, rotate
 from nanochat.chunked_loss import capped_logits, chunked_cross_entropy
@@ -140,6 +141,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.activation_checkpointing = False  # keep only each layer's input, and compute the rest again in backward
         self.transformer = Transformer(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         table = rotary_table(config.sequence_len, config.head_dim, config.rope_base, self.lm_head.weight.device)
@@ -195,8 +197,12 @@ class GPT(nn.Module):
         else:
             rotary = self.rotary[:, cache.positions(tokens)].unsqueeze(2)  # (2, B, 1, T, D/2)
         x = rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
+        again = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.transformer.h):
-            x = block(x, rotary, cache, layer)
+            if again:
+                x = checkpoint(block, x, rotary, None, layer, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, rotary, cache, layer)
         if cache is not None:
             cache.advance(tokens)
         return rms_norm(x, self.config.norm_eps)

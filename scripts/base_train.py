@@ -43,6 +43,8 @@ class Config:
     """default: NanoChatForCausalLM's architecture. portable: SwiGLU without softcap, as Qwen3's code computes it."""
     device_batch_size: int = 32
     """Rows per micro-batch and rank; less when memory runs out."""
+    activation_checkpointing: bool = False
+    """Compute each layer a second time instead of keeping what it made: less memory, a third more time."""
     total_batch_size: int | None = None
     """Tokens per step over all ranks; unset: by the run's FLOPs, as written in nanochat/plan.py."""
     num_iterations: int | None = None
@@ -120,6 +122,7 @@ def main(config: Config) -> None:
         # model, optimizer, data
         model = build_model(model_config, runtime)
         model.init_weights(config.seed)
+        model.activation_checkpointing = config.activation_checkpointing
         compiled(model, config.compile, plan, runtime)
         rates = Rates(plan.matrix_lr, plan.embedding_lr, plan.unembedding_lr, plan.weight_decay)
         optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), rates, runtime)
