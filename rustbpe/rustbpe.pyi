@@ -35,7 +35,7 @@ class Tokenizer:
         """A tokenizer of known tokens, ranks 0, 1, 2, ...; raises ValueError when a byte is missing."""
     def train_from_iterator(
         self,
-        iterator: Iterable[_Text],
+        iterator: Iterable[_Text | None] | _StringArray,
         vocab_size: int,
         buffer_size: int = 8192,
         pattern: str | None = None,
@@ -44,7 +44,8 @@ class Tokenizer:
     ) -> None:
         """Train until there are `vocab_size` tokens or no pair is left, by all cores or `num_threads`.
 
-        `buffer_size` texts (or 16 MB) at most wait to be counted, so that a corpus may be larger than memory.
+        None and the nulls of an array are left out. `buffer_size` texts (or 16 MB) at most wait to be counted, so that
+        a corpus may be larger than memory.
         `progress(merges done, merges wanted)` is called now and then, and at the end with the number of merges twice.
         """
     def get_pattern(self) -> str: ...
@@ -57,7 +58,7 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of a text, equal to tiktoken's `encode_ordinary` on the same ranks and pattern."""
     def batch_encode(self, texts: Iterable[_Text] | _StringArray, num_threads: int | None = None) -> list[list[int]]:
-        """The ids of each text, by all cores or at most `num_threads`."""
+        """The ids of each text, by all cores or at most `num_threads`. Raises ValueError at a null, with its index."""
     def encode_to_numpy(self, text: str) -> NDArray[np.uint16] | NDArray[np.uint32]:
         """The ids of a text as an array: uint16 for a vocabulary of up to 65,536, else uint32."""  # (ids,)
     def batch_encode_to_numpy(
@@ -65,7 +66,10 @@ class Tokenizer:
     ) -> tuple[NDArray[np.uint16] | NDArray[np.uint32], NDArray[np.uint64]]:
         """The ids of all texts, and offsets: text i is `ids[offsets[i]:offsets[i + 1]]`."""  # (ids,), (texts + 1,)
     def encode_into(self, text: str, out: Buffer) -> int:
-        """Write the ids to the front of an array of uint16, uint32, int64 or uint64; how many there are."""
+        """Write the ids to the front of an array of uint16, uint32, int64 or uint64; how many there are.
+
+        Raises ValueError when it is too small or has another byte order than the machine.
+        """
     def decode(self, ids: Iterable[int] | Buffer) -> str:
         """The text of some ids; bytes that are no UTF-8 become U+FFFD. Raises ValueError on an unknown id."""
     def decode_bytes(self, ids: Iterable[int] | Buffer) -> bytes:

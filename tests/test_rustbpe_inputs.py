@@ -92,10 +92,15 @@ def test_bytes_and_arrow_arrays_train_as_their_texts_do() -> None:
         [pa.array(texts, pa.large_string())],
         [pa.chunked_array([array[:7], array[7:7], array[7:]])],
         [pa.array([None, *texts, None])],
+        [None, *texts[:9], pa.array(["no", None, *texts[9:], None])[1:]],
         [pa.array([], pa.string()), *texts],
     ]
     for given_texts in inputs:
         assert trained(given_texts, 300).get_mergeable_ranks() == expected
+    for whole in (array, pa.chunked_array([array[:7], array[7:]])):
+        tokenizer = rustbpe.Tokenizer()
+        tokenizer.train_from_iterator(whole, 300)
+        assert tokenizer.get_mergeable_ranks() == expected
 
 
 def test_bytes_and_arrow_arrays_encode_as_their_texts_do() -> None:
@@ -111,15 +116,26 @@ def test_bytes_and_arrow_arrays_encode_as_their_texts_do() -> None:
         array.cast(pa.binary()),
         pa.chunked_array([array[:1], array[1:1], array[1:]]),
         [texts[0], array[1:3], texts[3].encode()],
+        [array[index : index + 1].cast(kind) for index, kind in enumerate([pa.string(), pa.large_string()] * 2)],
     ]
     for given_texts in inputs:
         assert tokenizer.batch_encode(given_texts) == expected
 
 
+@pytest.mark.parametrize("kind", ["u2", "u4", "i2", "i4", "i8", "u8"])
+def test_ids_are_read_in_either_byte_order(kind: str) -> None:
+    tokenizer = trained(["abc abc"], 258)
+    ids = tokenizer.encode("abc abc")
+    for order in "<>":
+        array = np.array(ids, order + kind)
+        assert tokenizer.decode(array) == "abc abc"
+        assert tokenizer.decode_bytes(np.repeat(array, 2)[::2]) == b"abc abc"
+
+
 # --- refused ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wrong", [-1, 258, 2**40])
+@pytest.mark.parametrize("wrong", [-1, 258, 2**40, 2**63, -(2**63) - 1, 2**200])
 def test_an_unknown_id_is_told(wrong: int) -> None:
     tokenizer = trained(["abc"], 258)
     for decode in (tokenizer.decode, tokenizer.decode_bytes):
@@ -127,10 +143,89 @@ def test_an_unknown_id_is_told(wrong: int) -> None:
             decode([97, wrong])
 
 
-@pytest.mark.parametrize("size", [-1, 0, 255])
+@pytest.mark.parametrize("size", [-1, 0, 255, -(2**70)])
 def test_a_vocabulary_below_the_bytes_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=rf"vocab_size is {size}, but must be .*256"):
         trained(["abc"], size)
+
+
+@pytest.mark.parametrize("size", [2**32, 2**70])
+def test_a_vocabulary_that_no_id_can_count_is_refused(size: int, tmp_path: Path) -> None:
+    for call in (lambda: trained(["abc"], size), lambda: rustbpe.train_bpe(tmp_path / "in", tmp_path / "out", size)):
+        with pytest.raises(ValueError, match=rf"^vocab_size is {size}, but must be from 256 to 4294967295$"):
+            call()
+
+
+@pytest.mark.parametrize("wrong", [-1, 2**70])
+def test_a_number_of_threads_that_cannot_be_is_refused(wrong: int) -> None:
+    tokenizer = rustbpe.Tokenizer()
+    for call in (
+        lambda: tokenizer.batch_encode(["abc"], wrong),
+        lambda: tokenizer.batch_encode_to_numpy(["abc"], num_threads=wrong),
+        lambda: tokenizer.train_from_iterator(["abc"], 300, num_threads=wrong),
+    ):
+        with pytest.raises(ValueError, match=rf"^num_threads is {wrong}, but must be from 0 to 9"):
+            call()
+    with pytest.raises(ValueError, match=r"^buffer_size is -1, but must be from 0 to 9"):
+        tokenizer.train_from_iterator(["abc"], 300, buffer_size=-1)
+
+
+@pytest.mark.parametrize("kind", ["u2", "u4", "i8", "u8"])
+def test_ids_are_not_written_in_a_foreign_byte_order(kind: str) -> None:
+    foreign = np.zeros(5, ("<" if sys.byteorder == "big" else ">") + kind)
+    tokenizer = rustbpe.Tokenizer()
+    with pytest.raises(ValueError, match=r"another byte order .*: out\.astype\(out\.dtype\.newbyteorder\('='\)\)"):
+        tokenizer.encode_into("abc", foreign)
+    assert not foreign.any()
+    ours = foreign.astype(foreign.dtype.newbyteorder("="))
+    assert tokenizer.encode_into("abc", ours) == 3
+    assert ours.tolist() == [97, 98, 99, 0, 0]
+
+
+def test_one_text_in_the_place_of_many_is_refused() -> None:
+    tokenizer = rustbpe.Tokenizer()
+    texts: list[Any] = ["abc", b"abc"]
+    for text in texts:
+        for call in (
+            tokenizer.batch_encode,
+            tokenizer.batch_encode_to_numpy,
+            lambda text: tokenizer.train_from_iterator(text, 300),
+        ):
+            with pytest.raises(TypeError, match=rf"not by one {type(text).__name__}: put it in a list, \[text\]"):
+                call(text)
+
+
+def test_a_null_among_texts_to_encode_is_told_with_its_place() -> None:
+    tokenizer = rustbpe.Tokenizer()
+    array = pa.array(["a", "b", "c", None, "d"])
+    inputs: list[tuple[Any, int]] = [
+        (array, 3),
+        (array[2:], 1),
+        (array.cast(pa.large_string())[3:], 0),
+        (pa.chunked_array([array[:2], array[2:]]), 3),
+        ([b"a", array[4:], array[:4]], 5),
+        (["a", None], 1),
+        (iter([None]), 0),
+    ]
+    for texts, index in inputs:
+        if not isinstance(texts, Iterator):
+            with pytest.raises(ValueError, match=f"^text {index} is null: leave it out"):
+                tokenizer.batch_encode_to_numpy(texts)
+        with pytest.raises(ValueError, match=f"^text {index} is null: leave it out"):
+            tokenizer.batch_encode(texts)
+    assert tokenizer.batch_encode(array[:3]) == [[97], [98], [99]]
+
+
+def test_arrow_arrays_of_another_layout_name_the_cast_that_helps() -> None:
+    tokenizer = rustbpe.Tokenizer()
+    plain = pa.array(["one", "two", "one"])
+    for array in (plain.cast(pa.string_view()), plain.dictionary_encode()):
+        for call in (tokenizer.batch_encode, lambda texts: tokenizer.train_from_iterator(texts, 300)):
+            with pytest.raises(
+                TypeError, match=r"not (string_view|dictionary<.*>): array\.cast\(pyarrow\.large_string"
+            ):
+                call(array)
+        assert tokenizer.batch_encode(array.cast(pa.large_string())) == tokenizer.batch_encode(plain)
 
 
 def test_a_bad_pattern_is_shown_with_its_place() -> None:

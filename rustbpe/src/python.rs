@@ -13,10 +13,12 @@ use crate::{Corpus, Encoder, Error, GPT4_PATTERN, Id, PATTERNS, Splitter, UNICOD
 mod arrays;
 mod counting;
 mod texts;
+mod whole;
 
 use arrays::Ints;
 use counting::count_iterator;
-use texts::{Text, checked_text, each_text};
+use texts::{all_texts, checked_text, iterate};
+use whole::Whole;
 
 /// Time between two looks at Ctrl-C and calls of the caller's `progress`.
 const CHECK_EVERY: Duration = Duration::from_millis(50);
@@ -67,18 +69,9 @@ impl Tokenizer {
     }
 }
 
-fn all_texts(texts: &Bound<'_, PyAny>) -> PyResult<Vec<Text>> {
-    let mut all = Vec::new();
-    let mut keep = |text| {
-        all.push(text);
-        Ok(())
-    };
-    if texts.hasattr("null_count")? {
-        each_text(texts, &mut keep)?;
-    } else {
-        texts.try_iter()?.try_for_each(|text| each_text(&text?, &mut keep))?;
-    }
-    Ok(all)
+/// As many threads as are asked for, all cores where nothing is said.
+fn threads(asked: Option<Whole>) -> PyResult<Option<usize>> {
+    asked.map(|number| number.count("num_threads")).transpose()
 }
 
 #[pymethods]
@@ -107,23 +100,24 @@ impl Tokenizer {
         Ok(Self::of(Encoder::new(splitter, vocabulary)))
     }
 
-    /// Train on an iterator of texts until the vocabulary has `vocab_size` tokens or no pair is left.
+    /// Train on an iterator of texts, without its nulls, until the vocabulary has `vocab_size` tokens or no pair is left.
     #[pyo3(signature = (iterator, vocab_size, buffer_size=8192, pattern=None, progress=None, num_threads=None))]
     #[allow(clippy::too_many_arguments)] // they are keywords in Python
     fn train_from_iterator(
         &self,
         py: Python<'_>,
         iterator: &Bound<'_, PyAny>,
-        vocab_size: i64,
-        buffer_size: usize,
+        vocab_size: Whole,
+        buffer_size: i64,
         pattern: Option<&str>,
         progress: Option<Py<PyAny>>,
-        num_threads: Option<usize>,
+        num_threads: Option<Whole>,
     ) -> PyResult<()> {
-        let vocab_size = checked_size(vocab_size)?;
+        let (vocab_size, num_threads) = (checked_size(&vocab_size)?, threads(num_threads)?);
+        let buffer_size = Whole::Known(buffer_size).count("buffer_size")?.max(1);
         let splitter = Splitter::new(pattern.unwrap_or(GPT4_PATTERN))?;
         let corpus = Corpus::with_threads(splitter, num_threads);
-        let corpus = count_iterator(py, &iterator.try_iter()?, buffer_size.max(1), corpus)?;
+        let corpus = count_iterator(py, &iterate(iterator)?, buffer_size, corpus)?;
         let encoder = finish(py, corpus, vocab_size, progress)?;
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = State::of(encoder);
         Ok(())
@@ -170,11 +164,11 @@ impl Tokenizer {
         &self,
         py: Python<'py>,
         texts: &Bound<'py, PyAny>,
-        num_threads: Option<usize>,
+        num_threads: Option<Whole>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let state = self.state();
+        let (state, threads) = (self.state(), threads(num_threads)?.unwrap_or(usize::MAX));
         let texts = all_texts(texts)?;
-        let rows = py.detach(|| state.encoder.encode_batch(&texts, num_threads.unwrap_or(usize::MAX)))?;
+        let rows = py.detach(|| state.encoder.encode_batch(&texts, threads))?;
         let rows = rows.iter().map(|ids| state.ints.list(py, state.size(), ids)).collect::<PyResult<Vec<_>>>()?;
         PyList::new(py, rows)
     }
@@ -196,11 +190,10 @@ impl Tokenizer {
         &self,
         py: Python<'py>,
         texts: &Bound<'py, PyAny>,
-        num_threads: Option<usize>,
+        num_threads: Option<Whole>,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
-        let state = self.state();
+        let (state, threads) = (self.state(), threads(num_threads)?.unwrap_or(usize::MAX));
         let texts = all_texts(texts)?;
-        let threads = num_threads.unwrap_or(usize::MAX);
         if arrays::is_narrow(state.size()) {
             arrays::flat::<u16>(py, &state.encoder, &texts, threads)
         } else {
@@ -241,10 +234,10 @@ fn train_bpe(
     py: Python<'_>,
     input_file: PathBuf,
     output_file: PathBuf,
-    vocab_size: i64,
+    vocab_size: Whole,
     pattern: Option<&str>,
 ) -> PyResult<Tokenizer> {
-    let vocab_size = checked_size(vocab_size)?;
+    let vocab_size = checked_size(&vocab_size)?;
     let splitter = Splitter::new(pattern.unwrap_or(GPT4_PATTERN))?;
     let corpus = py.detach(|| {
         let bytes = std::fs::read(&input_file).map_err(|source| Error::Io { path: input_file.clone(), source })?;
@@ -287,13 +280,12 @@ fn finish(py: Python<'_>, corpus: Corpus, vocab_size: u32, progress: Option<Py<P
     }
 }
 
-fn checked_size(vocab_size: i64) -> PyResult<u32> {
-    match u32::try_from(vocab_size) {
-        Ok(size) if size >= 256 => Ok(size),
-        Ok(size) => Err(Error::VocabularyTooSmall(size).into()),
-        Err(_) => {
-            Err(PyValueError::new_err(format!("vocab_size is {vocab_size}, but must be from 256 to {}", u32::MAX)))
-        }
+fn checked_size(vocab_size: &Whole) -> PyResult<u32> {
+    let size = if let Whole::Known(size) = vocab_size { u32::try_from(*size).ok() } else { None };
+    match size {
+        Some(size) if size >= 256 => Ok(size),
+        Some(size) => Err(Error::VocabularyTooSmall(size).into()),
+        None => Err(PyValueError::new_err(format!("vocab_size is {vocab_size}, but must be from 256 to {}", u32::MAX))),
     }
 }
 

@@ -1,13 +1,14 @@
 //! Ids between Rust and Python: numpy arrays without a Python object for each id, and lists that share theirs.
 
 use numpy::PyArray1;
-use pyo3::buffer::{Element, PyBuffer};
+use pyo3::buffer::{Element, PyBuffer, PyUntypedBuffer};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyInt, PyList, PySlice};
 
 use super::texts::Text;
+use super::whole::Whole;
 use crate::{Encoder, Error, Id};
 
 /// One int object per id, made at the first call that returns a list. A list of shared objects takes a third of the
@@ -49,6 +50,12 @@ pub(super) fn flat<'py, I: Id + numpy::Element>(
     Ok((array(py, ids)?, array(py, std::iter::once(0).chain(ends).collect())?))
 }
 
+/// Whether an array has another byte order than this machine, which pyo3 0.30 does not see ('>' is its little-endian).
+fn is_foreign(array: &Bound<'_, PyAny>) -> bool {
+    let foreign: &[u8] = if cfg!(target_endian = "little") { b">!" } else { b"<" };
+    PyUntypedBuffer::get(array).is_ok_and(|buffer| buffer.format().to_bytes().iter().any(|sign| foreign.contains(sign)))
+}
+
 /// Write ids to the front of a caller's buffer of 16, 32 or 64 bit integers. Errors when it is too small.
 pub(super) fn write_to_buffer(out: &Bound<'_, PyAny>, ids: &[u32], vocab_size: usize) -> PyResult<()> {
     fn into<T: Element + TryFrom<u32>>(out: &Bound<'_, PyAny>, ids: &[u32]) -> Option<PyResult<()>> {
@@ -65,6 +72,12 @@ pub(super) fn write_to_buffer(out: &Bound<'_, PyAny>, ids: &[u32], vocab_size: u
             PyBuffer::<T>::get(&front)?.copy_from_slice(out.py(), &ids)
         };
         Some(front())
+    }
+    if is_foreign(out) {
+        return Err(PyValueError::new_err(
+            "the buffer to write to has another byte order than this machine: \
+             out.astype(out.dtype.newbyteorder('=')) makes one of the machine's",
+        ));
     }
     let narrow = || if is_narrow(vocab_size) { into::<u16>(out, ids) } else { None };
     into::<u32>(out, ids)
@@ -88,13 +101,20 @@ pub(super) fn decode(encoder: &Encoder, ids: &Bound<'_, PyAny>) -> PyResult<Vec<
         let py = ids.py();
         Some(buffer.to_vec(py).map(|ids| py.detach(|| encoder.decode_bytes(ids.into_iter().map(Into::into)))))
     }
-    if !ids.is_instance_of::<PyList>() {
+    if !ids.is_instance_of::<PyList>() && !is_foreign(ids) {
         let found = from::<u16>(encoder, ids).or_else(|| from::<u32>(encoder, ids));
         let found = found.or_else(|| from::<i64>(encoder, ids)).or_else(|| from::<i32>(encoder, ids));
         if let Some(bytes) = found {
             return Ok(bytes??);
         }
     }
-    let ids: Vec<i64> = ids.try_iter()?.map(|id| id?.extract::<i64>()).collect::<PyResult<_>>()?;
+    let known = |id: Whole| match id {
+        Whole::Known(id) => Ok(id),
+        Whole::Beyond(id) => {
+            let last = encoder.vocabulary().len() - 1;
+            Err(PyValueError::new_err(format!("id {id} is not in the vocabulary, whose ids go from 0 to {last}")))
+        }
+    };
+    let ids: Vec<i64> = ids.try_iter()?.map(|id| known(id?.extract()?)).collect::<PyResult<_>>()?;
     Ok(encoder.decode_bytes(ids)?)
 }

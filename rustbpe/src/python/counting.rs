@@ -60,6 +60,7 @@ fn collect(
     for item in iterator.clone() {
         py.check_signals()?;
         each_text(&item?, &mut |text| {
+            let Some(text) = text else { return Ok(()) };
             let text = text.into_string();
             bytes += text.len();
             buffer.push(text);
