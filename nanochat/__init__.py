@@ -8,9 +8,9 @@ scripts are the doors and nothing imports a door; tasks stand beside and see flo
 3 model      kv_cache attention chunked_loss gpt optim sampling
 2 machine    runtime dataloader
 1 tokens     text_import chat_format tokenizer_files tokenizer_base huggingface_tokenizer tokenizer dataset
-             tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats tinyworld
+             document_stream tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats tinyworld
 0 ground     paths command log download hardware gpt_config schedule plan calculator execution conversation
-             curves report
+             curves report packing
 
 A line knows its room by one question: what must be there for it to run? Only numbers: ground. A vocabulary: tokens.
 A device: machine. Weights: model. A checkpoint or a task: behaviour. A person: a script.

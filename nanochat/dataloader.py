@@ -7,18 +7,21 @@ Shapes: B rows per rank, T tokens. A row holds T + 1 ids; inputs are all but the
 """
 
 import random
-from bisect import bisect_left, bisect_right, insort
+import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Protocol
 
 import numpy
 import torch
+from numpy.typing import NDArray
 
 from nanochat import dataset
 from nanochat.chat_format import render_conversation
 from nanochat.command import UserError
 from nanochat.conversation import Conversation
+from nanochat.document_stream import Documents, DocumentStream
+from nanochat.packing import Counts, Turns, WaitingPieces, list_of, number_of
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
 
@@ -38,8 +41,8 @@ class DocumentLoader:
 
     Every document is led by `<|bos|>`; one longer than a row is cut into pieces, each led by it again. A row takes the
     longest waiting piece that fits, of equals the one that has waited longest; when none fits, one is cut to fill the
-    row and its rest, led by `<|bos|>`, goes back to wait. Document number i of an epoch goes to rank i modulo the
-    number of ranks.
+    row and its rest, led by `<|bos|>`, goes back to wait. Document number n, counted over all epochs, goes to rank n
+    modulo the number of ranks. A thread tokenizes `ahead` chunks of documents before they are asked for.
     """
 
     def __init__(
@@ -52,23 +55,15 @@ class DocumentLoader:
         source: str | None = None,
         buffer_size: int = 256,
         seed: int = 42,
+        ahead: int = 4,
     ):
-        self.tokenizer, self.rows, self.tokens, self.runtime = tokenizer, rows, tokens, runtime
-        self.buffer_size, self.seed = buffer_size, seed
-        self.groups = [
-            (path, group)
-            for path in dataset.split_files(split, source)
-            for group in range(len(dataset.row_group_counts(path)))
-        ]
-        self.bos = tokenizer.get_bos_token_id()
+        self.rows, self.tokens, self.runtime, self.buffer_size = rows, tokens, runtime, buffer_size
+        self.documents = Documents.of(tokenizer, split, source, seed)
         self.epochs: int | None = None  # how many to give; None: without end
-        self.epoch = self.group = self.offset = 0  # the next row group of the epoch's order, the next document in it
-        self.number = 0  # documents passed in this epoch, over all ranks
-        self.used = False  # whether this epoch has given this rank any document
-        self.waiting: list[tuple[int, int, list[int]]] = []  # (length, serial number, ids), sorted
-        self.serial = 0
-        self._documents: list[str] = []
-        self._loaded: tuple[int, int] | None = None
+        self.counts = Counts()
+        self.turns = Turns(runtime.rank, runtime.world_size)
+        self.waiting = WaitingPieces(tokenizer.get_bos_token_id())
+        self._stream = DocumentStream(self.documents, ahead)
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         return self
@@ -78,105 +73,79 @@ class DocumentLoader:
         self._refill()
         if not self.waiting:
             raise StopIteration
-        ids = numpy.full((self.rows, self.tokens + 1), self.bos, dtype=numpy.int64)
-        targets = numpy.full((self.rows, self.tokens), IGNORED_TARGET, dtype=numpy.int64)
-        for number in range(self.rows):
-            row = self._next_row()
-            ids[number, : len(row)] = row
-            targets[number, : max(0, len(row) - 1)] = row[1:]
+        ids = numpy.full((self.rows, self.tokens + 1), self.waiting.bos, dtype=numpy.int64)
+        targets = numpy.empty((self.rows, self.tokens), dtype=numpy.int64)
+        for row, row_targets in zip(ids, targets, strict=True):
+            filled = self._fill(row)
+            row_targets[:] = row[1:]
+            row_targets[max(0, filled - 1) :] = IGNORED_TARGET
         return to_device(ids[:, :-1], self.runtime), to_device(targets, self.runtime)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next document."""
+        return self.turns.position // self.documents.count
+
+    def close(self) -> None:
+        """End the thread; the loader may go on, with a new one."""
+        self._stream.close()
 
     def state_dict(self) -> State:
         """The position in the data, and the pieces that wait for a row."""
-        return {
-            "epoch": self.epoch,
-            "group": self.group,
-            "offset": self.offset,
-            "number": self.number,
-            "serial": self.serial,
-            "waiting_ids": [token for _, _, ids in self.waiting for token in ids],
-            "waiting_lengths": [length for length, _, _ in self.waiting],
-            "waiting_serials": [serial for _, serial, _ in self.waiting],
-        }
+        position = {**self.turns.state(), "count": self.documents.count, "counts": self.counts.state()}
+        return {**position, **self.waiting.state()}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where `state_dict` was taken."""
-        for name in ("epoch", "group", "offset", "number", "serial"):
-            setattr(self, name, state[name])
-        ids, lengths, serials = (_list(state[f"waiting_{kind}"]) for kind in ("ids", "lengths", "serials"))
-        self.waiting, start = [], 0
-        for length, serial in zip(lengths, serials, strict=True):
-            self.waiting.append((length, serial, ids[start : start + length]))
-            start += length
-        self.used = True
+        """Go on where `state_dict` was taken, as the same rank of as many."""
+        self.load_state_dicts([state] * self.runtime.world_size)
 
-    def _next_row(self) -> list[int]:
-        row: list[int] = []
-        while (room := self.tokens + 1 - len(row)) > 0:
+    def load_state_dicts(self, states: Sequence[State]) -> None:
+        """Go on from the states of all ranks, of as many as there were: what none has given is dealt out anew.
+
+        Raises UserError when the text is not the one that they were taken in.
+        """
+        check_count(states, self.documents.count, "documents")
+        rank, ranks = self.runtime.rank, self.runtime.world_size
+        self.close()
+        self.turns = Turns.from_states(rank, ranks, states)
+        self.waiting = WaitingPieces.from_states(self.waiting.bos, rank, ranks, states)
+        self.counts = counts_of(rank, ranks, states)
+
+    def _fill(self, row: NDArray[numpy.int64]) -> int:
+        """Fill a row as far as there is text; how many ids it holds."""
+        at = 0
+        while at < len(row):
             self._refill()
             if not self.waiting:
                 break
-            fitting = bisect_right(self.waiting, (room, self.serial))
-            if fitting:
-                longest = self.waiting[fitting - 1][0]
-                row += self.waiting.pop(bisect_left(self.waiting, (longest, 0)))[2]
-                continue
-            _, _, ids = self.waiting.pop()  # the longest; only its head fits
-            row += ids[:room]
-            self._wait([self.bos, *ids[room:]])  # with room for its <|bos|> alone the piece waits as it was
-        return row
-
-    def _wait(self, ids: list[int]) -> None:
-        insort(self.waiting, (len(ids), self.serial, ids))
-        self.serial += 1
+            at, cut = self.waiting.fill(row, at)
+            self.counts.cut += cut
+        self.counts.rows += 1
+        self.counts.tokens += max(0, at - 1)
+        self.counts.padding += len(row) - max(1, at)
+        return at
 
     def _refill(self) -> None:
-        """Tokenize documents until the buffer is full: many at a time, since the encoder works on all cores."""
-        while len(self.waiting) < self.buffer_size:
-            texts = list(islice(iter(self._next_document, None), self.buffer_size))
-            if not texts:
+        end = None if self.epochs is None else self.epochs * self.documents.count
+        while len(self.waiting) < self.buffer_size and (end is None or self.turns.position < end):
+            chunk = self._stream.take(self.turns, end)
+            if chunk is None:
+                self.turns.position = end or 0
                 return
-            for ids in self.tokenizer.encode(texts):
-                for start in range(0, max(len(ids), 1), self.tokens):
-                    self._wait([self.bos, *ids[start : start + self.tokens]])
-
-    def _next_document(self) -> str | None:
-        """The next text of this rank; None behind the last epoch."""
-        while True:
-            if self.group >= len(self.groups):
-                if not self.used:
-                    raise UserError(
-                        f"rank {self.runtime.rank} of {self.runtime.world_size} gets no document: "
-                        "the data has fewer documents than there are ranks; import more or use fewer ranks"
-                    )
-                if self.epochs is not None and self.epoch + 1 >= self.epochs:
-                    return None
-                self.epoch, self.group, self.offset, self.number, self.used = self.epoch + 1, 0, 0, 0, False
-            if self._loaded != (self.epoch, self.group):
-                path, group = self.groups[self._order()[self.group]]
-                self._documents, self._loaded = dataset.read_row_group(path, group), (self.epoch, self.group)
-            while self.offset < len(self._documents):
-                text, mine = self._documents[self.offset], self.number % self.runtime.world_size == self.runtime.rank
-                self.offset, self.number = self.offset + 1, self.number + 1
-                if mine:
-                    self.used = True
-                    return text
-            self.group, self.offset = self.group + 1, 0
-
-    def _order(self) -> list[int]:
-        """The row groups of this epoch: as they lie in the first, shuffled by seed in later ones."""
-        order = list(range(len(self.groups)))
-        if self.epoch:
-            random.Random(f"{self.seed}-{self.epoch}").shuffle(order)
-        return order
+            self.turns.position = chunk.end
+            self.counts.items += len(chunk.offsets) - 1
+            for start, stop in pairwise(chunk.offsets.tolist()):
+                for at in range(start, max(stop, start + 1), self.tokens):
+                    # copied, so that a short piece that waits for long does not hold its whole chunk in memory
+                    self.waiting.add(chunk.ids[at : min(at + self.tokens, stop)].copy())
 
 
 class ConversationLoader:
     """Whole conversations packed into rows; the rest of a row is padding that is not trained on.
 
     A row takes the longest waiting conversation that fits, until none does. One longer than a row is cropped.
-    With `train_on_all` every token is a target, else what the mask of `chat_format` says. Rank r takes the
-    conversations number r, r + world_size, ... of each epoch's shuffled order.
+    With `train_on_all` every token is a target, else what the mask of `chat_format` says. Each epoch has an order of
+    its own; conversation number n, counted over all epochs, goes to rank n modulo the number of ranks.
     """
 
     def __init__(
@@ -190,15 +159,16 @@ class ConversationLoader:
         buffer_size: int = 64,
         seed: int = 42,
     ):
-        if len(conversations) < runtime.world_size:
-            raise UserError(f"{len(conversations)} conversations are too few for {runtime.world_size} ranks")
+        if not len(conversations):
+            raise UserError("there are no conversations to train on: name a file or a task that has some")
         self.conversations, self.tokenizer, self.runtime = conversations, tokenizer, runtime
         self.rows, self.tokens, self.train_on_all = rows, tokens, train_on_all
         self.buffer_size, self.seed = buffer_size, seed
         self.epochs: int | None = None  # how many to give; None: without end
-        self.epoch, self.position = 0, runtime.rank
+        self.counts = Counts()
+        self.turns = Turns(runtime.rank, runtime.world_size)
         self.waiting: list[int] = []  # indices of conversations
-        self._rendered: dict[int, tuple[list[int], list[int]]] = {}  # of those
+        self._rendered: dict[int, tuple[list[int], list[int], int]] = {}  # of those
         self._order_of: tuple[int, list[int]] = (-1, [])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -215,14 +185,33 @@ class ConversationLoader:
         targets = numpy.where(mask[:, 1:], ids[:, 1:], IGNORED_TARGET)
         return to_device(ids[:, :-1], self.runtime), to_device(targets, self.runtime)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next conversation."""
+        return self.turns.position // len(self.conversations)
+
     def state_dict(self) -> State:
         """The position in the data, and the conversations that wait for a row."""
-        return {"epoch": self.epoch, "position": self.position, "waiting": list(self.waiting)}
+        position = {**self.turns.state(), "count": len(self.conversations), "counts": self.counts.state()}
+        return {**position, "waiting": list(self.waiting)}
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where `state_dict` was taken."""
-        self.epoch, self.position = _int(state["epoch"]), _int(state["position"])
-        self.waiting = _list(state["waiting"])
+        """Go on where `state_dict` was taken, as the same rank of as many."""
+        self.load_state_dicts([state] * self.runtime.world_size)
+
+    def load_state_dicts(self, states: Sequence[State]) -> None:
+        """Go on from the states of all ranks, of as many as there were: what none has given is dealt out anew.
+
+        Raises UserError when the conversations are not those that they were taken in.
+        """
+        check_count(states, len(self.conversations), "conversations")
+        rank, ranks = self.runtime.rank, self.runtime.world_size
+        self.turns = Turns.from_states(rank, ranks, states)
+        self.counts = counts_of(rank, ranks, states)
+        if len(states) == ranks:
+            self.waiting = list_of(states[rank]["waiting"])
+        else:
+            self.waiting = [index for state in states for index in list_of(state["waiting"])][rank::ranks]
 
     def _next_row(self) -> tuple[list[int], list[int]]:
         ids: list[int] = []
@@ -235,32 +224,41 @@ class ConversationLoader:
                 break
             chosen = max(fitting, key=lambda index: len(self._render(index)[0]))
             self.waiting.remove(chosen)
-            more_ids, more_mask = self._rendered.pop(chosen)
+            more_ids, more_mask, cropped = self._render(chosen)
+            self.counts.cropped += cropped
+            if chosen not in self.waiting:  # of two epochs it may wait twice
+                del self._rendered[chosen]
             ids, mask = ids + more_ids, mask + more_mask
         padding = self.tokens + 1 - len(ids)
+        self.counts.rows += 1
+        self.counts.tokens += max(0, len(ids) - 1)
+        self.counts.padding += min(padding, self.tokens)
         return ids + [self.tokenizer.get_bos_token_id()] * padding, mask + [0] * padding
 
     def _refill(self) -> None:
-        while len(self.waiting) < self.buffer_size:
-            if self.position >= len(self.conversations):
-                if self.epochs is not None and self.epoch + 1 >= self.epochs:
-                    return
-                self.epoch, self.position = self.epoch + 1, self.runtime.rank
-            self.waiting.append(self._order()[self.position])
-            self.position += self.runtime.world_size
+        count, ranks = len(self.conversations), self.runtime.world_size
+        end = sys.maxsize if self.epochs is None else self.epochs * count
+        while len(self.waiting) < self.buffer_size and (begin := self.turns.position) < end:
+            for number in self.turns.between(begin, min(begin + ranks, end)).tolist():
+                self.waiting.append(self._order(number // count)[number % count])
+                self.counts.items += 1
+            self.turns.position = begin + ranks
 
-    def _order(self) -> list[int]:
-        if self._order_of[0] != self.epoch:
+    def _order(self, epoch: int) -> list[int]:
+        if self._order_of[0] != epoch:
             order = list(range(len(self.conversations)))
-            random.Random(f"{self.seed}-{self.epoch}").shuffle(order)
-            self._order_of = (self.epoch, order)
+            random.Random(f"{self.seed}-{epoch}").shuffle(order)
+            self._order_of = (epoch, order)
         return self._order_of[1]
 
-    def _render(self, index: int) -> tuple[list[int], list[int]]:
+    def _render(self, index: int) -> tuple[list[int], list[int], int]:
+        """Ids and mask of a conversation, cropped to a row, and how many ids were cropped."""
         if index not in self._rendered:
-            self._rendered[index] = render_conversation(
-                self.conversations[index], self.tokenizer, max_tokens=self.tokens + 1, mask_all=self.train_on_all
+            ids, mask = render_conversation(
+                self.conversations[index], self.tokenizer, max_tokens=sys.maxsize, mask_all=self.train_on_all
             )
+            most = self.tokens + 1
+            self._rendered[index] = ids[:most], mask[:most], max(0, len(ids) - most)
         return self._rendered[index]
 
 
@@ -288,11 +286,20 @@ def to_device(array: numpy.ndarray, runtime: Runtime) -> torch.Tensor:
     return tensor.to(runtime.device)
 
 
-def _list(value: int | Sequence[int]) -> list[int]:
-    assert not isinstance(value, int), f"expected a list, got {value}"
-    return list(value)
+def check_count(states: Sequence[State], count: int, items: str) -> None:
+    """Raises UserError when states were taken in data with another number of items; more are welcome in epoch 0."""
+    had = number_of(states[0]["count"])
+    reached = max(n for state in states for n in [number_of(state["position"]), *list_of(state["done"])])
+    if count < had or (count > had and reached > had):
+        raise UserError(
+            f"the checkpoint was made with {had:,} {items} and now there are {count:,}: its place in them is lost; "
+            "put the old data back, or begin a new run"
+        )
 
 
-def _int(value: int | Sequence[int]) -> int:
-    assert isinstance(value, int), f"expected a number, got {value}"
-    return value
+def counts_of(rank: int, ranks: int, states: Sequence[State]) -> Counts:
+    """What this rank has counted; after a change of the number of ranks the first one has the sum."""
+    if len(states) == ranks:
+        return Counts(*list_of(states[rank]["counts"]))
+    sums = [sum(each) for each in zip(*(list_of(state["counts"]) for state in states), strict=True)]
+    return Counts(*sums) if rank == 0 else Counts()

@@ -27,6 +27,7 @@ from nanochat.log import print0, progress
 from nanochat.text_import import Imported, import_documents, list_text_files
 
 if TYPE_CHECKING:
+    import pyarrow
     import pyarrow.parquet
 
 Split = Literal["train", "val"]
@@ -92,12 +93,19 @@ def row_group_counts(path: Path) -> list[int]:
 
 def read_row_group(path: Path, index: int) -> list[str]:
     """The documents of one row group; a row without text is an empty one."""
+    return list(read_row_group_array(path, index).to_pylist())
+
+
+def read_row_group_array(path: Path, index: int) -> "pyarrow.Array":
+    """The same as one array of strings, without a Python object for each."""
+    import pyarrow
+
     with _open(path) as file:
         try:
             column = file.read_row_group(index, columns=["text"]).column("text")
-        except OSError as broken:
+            return column.cast(pyarrow.large_string()).fill_null("").combine_chunks()
+        except (pyarrow.ArrowException, OSError) as broken:
             raise UserError(f"{path}: row group {index} is unreadable ({broken}); delete it, get it again") from broken
-        return [text or "" for text in column.to_pylist()]
 
 
 def text_bytes(split: Split, source: str | None = None) -> int:

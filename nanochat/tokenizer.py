@@ -32,6 +32,7 @@ from nanochat.tokenizer_files import (
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow
     import tiktoken
     from numpy.typing import NDArray
 
@@ -217,6 +218,13 @@ class RustBPETokenizer(BaseTokenizer):
 
     def _encode_batch(self, texts: list[str], num_threads: int) -> list[list[int]]:
         return self._bpe.batch_encode(texts, num_threads)
+
+    def encode_arrays(self, texts: "pyarrow.Array") -> "tuple[NDArray[np.integer], NDArray[np.integer]]":
+        """Ids of an array of strings by this thread, without a Python object for a text or an id."""
+        try:
+            return self._bpe.batch_encode_to_numpy(texts, 1)
+        except ValueError as wrong:
+            raise UserError(f"a text cannot be encoded: {wrong}") from wrong
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of some ids, a special token by its name. Raises UserError for an id that is not there."""

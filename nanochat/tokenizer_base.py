@@ -7,11 +7,16 @@ token stands where in a conversation is `chat_format`'s; here they are names wit
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from nanochat import chat_format
 from nanochat.command import UserError
 from nanochat.conversation import Conversation
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow
+    from numpy.typing import NDArray
 
 SPECIAL_TOKENS = [
     "<|bos|>",
@@ -155,6 +160,20 @@ class BaseTokenizer(ABC):
             raise UserError(f"the text cannot be encoded: {wrong}") from wrong
         rows = [[*before, *row, *after] for row in rows] if before or after else rows
         return rows[0] if isinstance(text, str) else rows
+
+    def encode_arrays(self, texts: "pyarrow.Array") -> "tuple[NDArray[np.integer], NDArray[np.integer]]":
+        """Ids of an array of strings by one thread: text i is `ids[offsets[i]:offsets[i + 1]]`.
+
+        Raises UserError for bytes that are no UTF-8.
+        """  # (ids,), (texts + 1,)
+        import numpy as np
+
+        try:
+            rows = self._encode_batch(texts.to_pylist(), 1)
+        except UnicodeDecodeError as wrong:
+            raise UserError(f"a text is no UTF-8: {wrong}") from wrong
+        offsets = np.cumsum([0, *map(len, rows)])
+        return np.fromiter((i for row in rows for i in row), dtype=np.uint32, count=offsets[-1]), offsets
 
     def _encode_allowed(self, text: str, allowed: AllowedSpecial) -> list[int]:
         names = self._specials.keys() if allowed == "all" else allowed
