@@ -4,13 +4,14 @@ The house has floors. A room (module) imports only from floors below it and from
 scripts are the doors and nothing imports a door; tasks stand beside and see floors 0 and 1 only.
 `tests/test_architecture.py` reads this plan and holds the imports against it.
 
-4 behaviour  checkpoint_manager loss_eval training engine task_eval core_eval rollout serving
-3 model      kv_cache attention chunked_loss gpt optim sampling
+4 behaviour  checkpoint_files checkpoint_manager loss_eval training_run training engine task_eval core_eval rollout
+             serving
+3 model      kv_cache attention chunked_loss gpt muon optim sampling
 2 machine    runtime dataloader
 1 tokens     text_import chat_format tokenizer_files tokenizer_base huggingface_tokenizer tokenizer dataset
              document_stream tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats tinyworld
-0 ground     paths command log download hardware gpt_config schedule plan calculator execution conversation
-             curves report packing
+0 ground     paths command log signals guards download hardware gpt_config schedule plan calculator execution
+             conversation curves report packing
 
 A line knows its room by one question: what must be there for it to run? Only numbers: ground. A vocabulary: tokens.
 A device: machine. Weights: model. A checkpoint or a task: behaviour. A person: a script.
