@@ -1,7 +1,5 @@
-"""Checkpoints: written whole or not at all, verified before use, never unpickled.
+"""Checkpoints: found, verified before use, never unpickled. How they are written is `checkpoint_files`' part.
 
-A step's folder is written beside its place, every file synced, the manifest (sizes and SHA-256) last, and then renamed;
-one that it replaces steps aside until then. Valid means: the manifest verifies.
 `checkpoints/<stage>/<tag>/step_000000/` holds
 
     model.safetensors   weights in float32, by parameter name
@@ -11,21 +9,17 @@ one that it replaces steps aside until then. Valid means: the manifest verifies.
     manifest.json
 """
 
-import hashlib
 import json
-import os
-import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nanochat import paths
+from nanochat.checkpoint_files import Meta, sha256_of, step_of, steps_of, verify
 from nanochat.command import UserError
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
@@ -33,11 +27,7 @@ from nanochat.log import print0
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
-FORMAT_VERSION = 1
 STAGE_COMMANDS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
-REQUIRED_FILES = {"model.safetensors", "state.json", "meta.json"}
-_ASIDE = ".tmp-old"
-Meta = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -51,7 +41,7 @@ class Checkpoint:
     @property
     def step(self) -> int:
         """The number of optimizer updates that it has behind it."""
-        step = _step_of(self.folder)
+        step = step_of(self.folder)
         assert step is not None, f"{self.folder} is no step's folder"
         return step
 
@@ -67,40 +57,9 @@ class Checkpoint:
         return GPTConfig(**fields)
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    model_state: Mapping[str, torch.Tensor],
-    meta: Meta,
-    optimizer_state: Mapping[str, torch.Tensor] | None = None,
-    state: Mapping[str, object] | None = None,
-) -> Path:
-    """Write `folder/step_<step>`; a folder of that name is replaced only when the new one is complete."""
-    final = folder / f"step_{step:06d}"
-    folder.mkdir(parents=True, exist_ok=True)
-    _clear_up(folder)
-    part = folder / f"{final.name}.tmp-{os.getpid()}"
-    part.mkdir()
-    try:
-        _save_tensors(part / "model.safetensors", model_state)
-        if optimizer_state is not None:
-            _save_tensors(part / "optim.safetensors", optimizer_state)
-        _save_json(part / "state.json", state or {})
-        _save_json(part / "meta.json", meta)
-        _save_json(part / "manifest.json", _manifest(part))
-        _sync(part)
-        if final.exists():
-            os.replace(final, folder / (final.name + _ASIDE))
-        os.replace(part, final)
-        _sync(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        _clear_up(folder)
-    return final
-
-
 def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None) -> Checkpoint:
-    """The checkpoint asked for; without `tag` the tag written last, without `step` the newest step that verifies.
+    """The checkpoint asked for; without `tag` the tag written last, without `step` its last written step that
+    verifies.
 
     Raises UserError that says which command makes one, or what is wrong with the one that is there.
     """
@@ -108,14 +67,14 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
         raise UserError(f"no stage is called {stage!r}; stages are {', '.join(STAGE_COMMANDS)}")
     command = f"python -m scripts.{STAGE_COMMANDS[stage]}"
     root = paths.checkpoints_dir(stage)
-    tags = {p.parent.name: p.parent for p in root.glob("*/step_*") if _step_of(p) is not None}
+    tags = {p.parent.name: p.parent for p in root.glob("*/step_*") if step_of(p) is not None}
     if not tags:
         raise UserError(f"no {stage} checkpoint in {root}; run `{command}` first")
     if tag is None:
-        tag = max(tags, key=lambda t: max(p.stat().st_mtime for p in _steps(tags[t]).values()))
+        tag = max(tags, key=lambda t: max(p.stat().st_mtime for p in steps_of(tags[t]).values()))
     if tag not in tags:
         raise UserError(f"no {stage} checkpoint with the tag {tag!r}; there are {', '.join(sorted(tags))}")
-    steps = _steps(tags[tag])
+    steps = steps_of(tags[tag])
     if step is not None:
         if step not in steps:
             raise UserError(f"no {stage} checkpoint of {tag} at step {step}; there are {', '.join(map(str, steps))}")
@@ -128,29 +87,6 @@ def find_checkpoint(stage: str, tag: str | None = None, step: int | None = None)
             return Checkpoint(folder, meta, tuple(complaints))
         complaints.append(f"{folder}: {complaint}")
     raise UserError(f"no valid {stage} checkpoint of {tag} ({'; '.join(complaints)}); run `{command}` again")
-
-
-def verify(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's folder, in a few words; None when the manifest verifies."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        version = manifest["format_version"]
-        files = {name: (facts["bytes"], facts["sha256"]) for name, facts in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "it has no readable manifest.json"
-    if version != FORMAT_VERSION:
-        return f"its format is {version}, this code reads {FORMAT_VERSION}"
-    if missing := REQUIRED_FILES - files.keys():
-        return f"its manifest.json does not name {', '.join(sorted(missing))}"
-    for name, (size, sha256) in files.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _sha256(path) != sha256:
-            return f"{name} has been changed or damaged"
-    return None
 
 
 def load_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
@@ -208,70 +144,11 @@ def build_model(config: GPTConfig, runtime: Runtime) -> GPT:
 def newest_stage(order: Sequence[str] = ("sft", "mid", "base")) -> str | None:
     """The first stage of `order` that has a checkpoint."""
     for stage in order:
-        if any(_step_of(path) is not None for path in paths.checkpoints_dir(stage).glob("*/step_*")):
+        if any(step_of(path) is not None for path in paths.checkpoints_dir(stage).glob("*/step_*")):
             return stage
     return None
 
 
 def tokenizer_sha256() -> str:
     """The hash of the tokenizer's file: a model belongs to one tokenizer."""
-    return _sha256(paths.tokenizer_dir() / "tokenizer.json")
-
-
-def _step_of(path: Path) -> int | None:
-    match = re.fullmatch(rf"step_(\d+)({re.escape(_ASIDE)})?", path.name)
-    return int(match[1]) if match else None
-
-
-def _steps(folder: Path) -> dict[int, Path]:
-    """A tag's steps, the newest first; one that stepped aside and was never replaced counts too."""
-    found = [(step, path) for path in folder.iterdir() if (step := _step_of(path)) is not None]
-    found.sort(key=lambda pair: (-pair[0], not pair[1].name.endswith(_ASIDE)))
-    return dict(found)  # of two of one step the last, which stands in its place
-
-
-def _clear_up(folder: Path) -> None:
-    """Put back the steps that stepped aside for one that never came; remove all else that is half-written."""
-    for aside in folder.glob(f"step_*{_ASIDE}"):
-        place = aside.with_name(aside.name.removesuffix(_ASIDE))
-        if not place.exists():
-            os.replace(aside, place)
-    for leftover in folder.glob("step_*.tmp-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _manifest(folder: Path) -> dict[str, object]:
-    files = {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in sorted(folder.iterdir())}
-    versions = {"torch": torch.__version__, "safetensors": metadata.version("safetensors")}
-    return {"format_version": FORMAT_VERSION, "versions": versions, "files": files}
-
-
-def _save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-    except SafetensorError as error:  # its own name for what the operating system refused, such as a full disk
-        raise UserError(f"{path.parent.parent} cannot take the checkpoint: {error}") from error
-    _sync(path)
-
-
-def _save_json(path: Path, value: object) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value))  # json.dump streams through Python, ten times slower: a packing buffer is long
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Force a file or folder to the disk; Windows has no handle for a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows syncs no file opened for reading
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(paths.tokenizer_dir() / "tokenizer.json")

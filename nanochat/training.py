@@ -1,44 +1,29 @@
-"""The parts that every loop shares, each with one right answer: accumulation, honest timing, the step line, when to
-do what, saving and resuming. The loops themselves stand in the scripts.
+"""The parts that every loop shares: compiling, the gradients of a step, validation, the start of a fine-tuning.
+
+The loops themselves stand in the scripts; saving, resuming and stopping are `training_run`'s part.
 """
 
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
-from nanochat import dataset, hardware, paths
-from nanochat.checkpoint_manager import (
-    Checkpoint,
-    Meta,
-    load_state,
-    load_tensors,
-    save_checkpoint,
-    tokenizer_sha256,
-)
-from nanochat.command import UserError
+from nanochat import dataset
+from nanochat.checkpoint_files import Meta
 from nanochat.dataloader import DocumentLoader, one_epoch
 from nanochat.gpt import GPT, IGNORED_TARGET
 from nanochat.kv_cache import KVCache
-from nanochat.log import MetricLog, progress
+from nanochat.log import progress
 from nanochat.loss_eval import LossResult, evaluate_loss
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.plan import TrainPlan, plan_finetuning
-from nanochat.runtime import Runtime, random_states, restore_random_states
+from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, get_token_bytes
+from nanochat.training_run import Progress, Run, Stateful
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 CompileMode = Literal["auto", "on", "off"]
-
-
-class Stateful(Protocol):
-    """Data whose position can be kept and taken up again."""
-
-    def state_dict(self) -> dict[str, int | list[int]]: ...
-    def load_state_dict(self, state: dict[str, int | list[int]]) -> None: ...
 
 
 def compiled(model: GPT, mode: CompileMode, plan: TrainPlan, runtime: Runtime) -> GPT:
@@ -77,64 +62,15 @@ def accumulate(model: GPT, loader: Iterator[Batch], micro_steps: int, runtime: R
     return total_of_ranks / runtime.world_size
 
 
-@dataclass
-class Progress:
-    """Where a run stands: what its step line shows and its checkpoint keeps."""
+def gradient_norm(model: GPT, runtime: Runtime) -> float:
+    """The length of the gradient of all parameters; of several ranks' the root of the mean square.
 
-    plan: TrainPlan
-    flops_per_token: float
-    peak_flops: float | None
-    step: int = 0
-    train_seconds: float = 0.0
-    smooth_loss: float = 0.0
-    started: float = 0.0
-
-    @classmethod
-    def of(cls, plan: TrainPlan, runtime: Runtime) -> "Progress":
-        """The start of a run."""
-        peak = hardware.peak_flops(runtime.device_name)
-        return cls(plan, plan.total_flops / plan.total_tokens, peak * runtime.world_size if peak else None)
-
-    def begin(self, runtime: Runtime) -> None:
-        """A step starts now."""
-        runtime.synchronize()
-        self.started = time.perf_counter()
-
-    def end(self, loss: float, lr_multiplier: float, runtime: Runtime) -> dict[str, float | int | str]:
-        """A step has ended: its record for the metrics."""
-        runtime.synchronize()
-        seconds = time.perf_counter() - self.started
-        self.step += 1
-        self.train_seconds += seconds
-        self.smooth_loss += (loss - self.smooth_loss) * max(0.05, 1 / self.step)
-        record: dict[str, float | int | str] = {
-            "step": self.step,
-            "tokens": self.step * self.plan.total_batch_size,
-            "loss": loss,
-            "smooth_loss": self.smooth_loss,
-            "lr_multiplier": lr_multiplier,
-            "step_seconds": seconds,
-            "tokens_per_second": self.plan.total_batch_size / seconds,
-            "train_seconds": self.train_seconds,
-        }
-        if self.peak_flops:
-            record["mfu"] = self.flops_per_token * self.plan.total_batch_size / seconds / self.peak_flops
-        return record
-
-    @property
-    def remaining_seconds(self) -> float:
-        """Training time still to come, if steps go on as they went."""
-        return self.train_seconds / max(self.step, 1) * (self.plan.num_iterations - self.step)
-
-    def line(self, record: dict[str, float | int | str]) -> str:
-        """The step line that a person reads."""
-        mfu = f" | mfu {record['mfu']:.1%}" if "mfu" in record else ""
-        return (
-            f"step {self.step:05d}/{self.plan.num_iterations:05d} | loss {self.smooth_loss:.4f} "
-            f"| lr x{record['lr_multiplier']:.2f} | {float(record['step_seconds']) * 1000:.0f} ms "
-            f"| {float(record['tokens_per_second']):,.0f} tokens/s{mfu} "
-            f"| {clock(self.train_seconds)} done, {clock(self.remaining_seconds)} left"
-        )
+    Not finite on any rank, not finite on all.
+    """
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    [squares] = runtime.sum_over_ranks(norm * norm)
+    return (squares / runtime.world_size) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -161,110 +97,6 @@ class Validation:
         )
         bar.close()
         return result
-
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, or hours and minutes."""
-    whole = round(seconds)
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m" if whole >= 3600 else f"{whole // 60}:{whole % 60:02d}"
-
-
-@dataclass
-class Run:
-    """What one training run writes to and resumes from: a folder of checkpoints and its metrics."""
-
-    stage: str
-    tag: str
-    plan: TrainPlan
-    runtime: Runtime
-    model: GPT
-    optimizer: MuonAdamW
-    loader: Stateful
-    progress: Progress
-    source: str | None = None
-    started_at: int = 0
-    notes: dict[str, object] = field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        """`checkpoints/<stage>/<tag>`."""
-        return paths.checkpoints_dir(self.stage, self.tag)
-
-    @property
-    def metrics_path(self) -> Path:
-        """The run's metrics.jsonl."""
-        return self.folder / "metrics.jsonl"
-
-    def due(self, every: int) -> bool:
-        """Whether something done every `every` steps is due now: never for 0 or less, always at the end.
-
-        What was due at the step that the run starts or resumes from has been done by the run that saved it.
-        """
-        step = self.progress.step
-        return every > 0 and (step == self.plan.num_iterations or (step > self.started_at and step % every == 0))
-
-    def save(self, extra: dict[str, object] | None = None) -> None:
-        """Write a checkpoint of this step. Every rank must call it."""
-        optimizer_state = self.optimizer.state_dict()
-        ranks = self.runtime.gather_objects({"loader": self.loader.state_dict(), "random": random_states(self.runtime)})
-        if self.runtime.is_main:
-            meta: Meta = {
-                "stage": self.stage,
-                "model": self.model.config.to_dict(),
-                "plan": self.plan.to_dict(),
-                "tokenizer_sha256": tokenizer_sha256(),
-                "source": self.source,
-                "train_seconds": self.progress.train_seconds,
-                **self.notes,
-                **(extra or {}),
-            }
-            averages = {"train_seconds": self.progress.train_seconds, "smooth_loss": self.progress.smooth_loss}
-            state = {"ranks": ranks, "progress": averages}
-            weights = self.model.state_dict()
-            save_checkpoint(self.folder, self.progress.step, weights, meta, optimizer_state, state)
-        self.runtime.barrier()
-
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint as if the run had never stopped. Raises UserError where that cannot be."""
-        if checkpoint.step >= self.plan.num_iterations:
-            raise UserError(
-                f"step {checkpoint.step} is not before this run's last, {self.plan.num_iterations}: nothing is left to "
-                "do; --num_iterations gives it more"
-            )
-        state = load_state(checkpoint)
-        ranks, averages = state["ranks"], state["progress"]
-        assert isinstance(ranks, list), "state.json holds no ranks"
-        assert isinstance(averages, dict), "state.json holds no progress"
-        if len(ranks) != self.runtime.world_size:
-            raise UserError(
-                f"{checkpoint.folder} was saved by {len(ranks)} ranks and data goes on with as many; "
-                f"this run has {self.runtime.world_size}"
-            )
-        theirs, ours = checkpoint.config().to_dict(), self.model.config.to_dict()
-        differing = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
-        if differing:
-            raise UserError(
-                f"{checkpoint.folder} holds another model than this run's ({', '.join(differing)}); "
-                "give the flags that it was started with, or another --model_tag"
-            )
-        if checkpoint.meta["tokenizer_sha256"] != tokenizer_sha256():
-            raise UserError(
-                f"{checkpoint.folder} was trained with another tokenizer than the one in {paths.tokenizer_dir()}; "
-                "put that one back or start again without --resume_from_step"
-            )
-        self.model.load_state_dict(load_tensors(checkpoint.folder / "model.safetensors", self.runtime.device))
-        self.optimizer.load_state_dict(load_tensors(checkpoint.folder / "optim.safetensors", torch.device("cpu")))
-        self.loader.load_state_dict(ranks[self.runtime.rank]["loader"])
-        restore_random_states(ranks[self.runtime.rank]["random"], self.runtime)
-        self.progress.step = self.started_at = checkpoint.step
-        self.progress.train_seconds = averages["train_seconds"]
-        self.progress.smooth_loss = averages["smooth_loss"]
-
-    def open_metrics(self, run_name: str = "dummy") -> MetricLog:
-        """The metrics of this run, without what was logged behind the step that it starts from."""
-        metrics = MetricLog(self.metrics_path, run_name)
-        metrics.truncate_after(self.progress.step)
-        return metrics
 
 
 def start_finetuning(

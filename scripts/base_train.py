@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from nanochat import command, dataset, report
-from nanochat.checkpoint_manager import build_model, find_checkpoint
+from nanochat.checkpoint_manager import build_model
 from nanochat.core_eval import core_metric, evaluate_core_task, read_bundle, read_rows
 from nanochat.dataloader import DocumentLoader
 from nanochat.engine import Engine
@@ -20,7 +20,8 @@ from nanochat.plan import plan_training
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import get_tokenizer
-from nanochat.training import CompileMode, Progress, Run, Validation, accumulate, compiled
+from nanochat.training import CompileMode, Validation, accumulate, compiled, gradient_norm
+from nanochat.training_run import Progress, Run, RunFlags
 
 SAMPLE_PROMPTS = (
     "The capital of France is",
@@ -30,7 +31,7 @@ SAMPLE_PROMPTS = (
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Flags of base_train."""
 
     depth: int = 20
@@ -75,16 +76,10 @@ class Config:
     """Rows per CORE task in these."""
     sample_every: int = 2000
     """Steps between printed samples; 0: never."""
-    save_every: int = 0
-    """Steps between checkpoints; 0: only at the end."""
-    resume_from_step: int | None = None
-    """Go on from this step's checkpoint."""
     model_tag: str | None = None
     """Name of the model's folder; unset: d<depth>."""
     data: str | None = None
     """Source of text under the base directory; unset: fineweb-edu, or the only one there."""
-    run: str = "dummy"
-    """Name of the wandb run; dummy: no wandb."""
     device_type: str = ""
     """cuda, mps or cpu; empty: the best there is."""
     dtype: str = "auto"
@@ -132,14 +127,17 @@ def main(config: Config) -> None:
         eval_tokens = config.eval_tokens or min(max(plan.total_tokens // 16, 32_768), 20 * 524_288)
         validation = Validation(eval_tokens, plan, tokenizer, source, runtime)
         run = Run("base", tag, plan, runtime, model, optimizer, loader, Progress.of(plan, runtime), source)
-        if config.resume_from_step is not None:
-            run.resume(find_checkpoint("base", tag, config.resume_from_step))
+        for line in run.take_up(config):
+            print0(line)
         engine = Engine(model, tokenizer)
-        val_bpb: float | None = None
 
-        with run.open_metrics(config.run) as metrics:
+        with run.open(config) as metrics:
             while True:
                 step = run.progress.step
+                if run.stop_asked():
+                    run.save({"config": asdict(config)}, measured=False)
+                    break
+                val_bpb: float | None = None
                 if run.due(config.eval_every) or (step == 0 and config.eval_every > 0):
                     val_bpb = validation.measure(model).bpb
                     metrics.log({"step": step, "tokens": step * plan.total_batch_size, "val_bpb": val_bpb})
@@ -163,13 +161,20 @@ def main(config: Config) -> None:
 
                 run.progress.begin(runtime)
                 loss = accumulate(model, loader, plan.grad_accum_steps, runtime)
+                judgement = run.judge(loss, gradient_norm(model, runtime))
                 multiplier = lr_multiplier(step, plan.num_iterations, plan.warmup_iters, plan.warmdown_ratio)
-                optimizer.step(multiplier, muon_momentum(step))
+                if judgement.usable:
+                    optimizer.step(multiplier, muon_momentum(step))
                 optimizer.zero_grad()
                 record = run.progress.end(loss, multiplier, runtime)
-                metrics.log(record)
-                print0(run.progress.line(record))
+                metrics.log({**record, **judgement.facts})
+                print0(run.progress.line(record) + judgement.words)
+                if judgement.roll_back:
+                    print0(run.roll_back(metrics))
 
+        if run.progress.step < plan.num_iterations:
+            print0(f"stopped, saved {run.folder}/step_{run.progress.step:06d}; --resume goes on from there")
+            return
         if runtime.is_main:
             facts = {**plan.to_dict(), "depth": config.depth, "data": source, "device": runtime.device_name,
                      "final_loss": run.progress.smooth_loss, "val_bpb": val_bpb,

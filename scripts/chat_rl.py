@@ -11,19 +11,20 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from nanochat import command, report
-from nanochat.checkpoint_manager import find_checkpoint, load_model
+from nanochat.checkpoint_manager import load_model
 from nanochat.command import UserError
 from nanochat.engine import Engine
 from nanochat.log import print0, progress
 from nanochat.rollout import PromptOrder, learn, pass_at_k, sample_rollouts
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier
-from nanochat.training import clock, start_finetuning
+from nanochat.training import gradient_norm, start_finetuning
+from nanochat.training_run import RunFlags, clock
 from tasks import load_task
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Flags of chat_rl."""
 
     task: str = "GSM8K"
@@ -56,12 +57,6 @@ class Config:
     """Test problems of such a measurement."""
     eval_samples: int = 8
     """Answers per problem, the largest k."""
-    save_every: int = 0
-    """Steps between checkpoints; 0: only at the end."""
-    resume_from_step: int | None = None
-    """Go on from this step's rl checkpoint."""
-    run: str = "dummy"
-    """Name of the wandb run; dummy: no wandb."""
     device_type: str = ""
     """cuda, mps or cpu; empty: the best there is."""
     dtype: str = "auto"
@@ -94,13 +89,16 @@ def main(config: Config) -> None:
                f"answers of {config.task} ({len(train):,} problems to practise, {len(test):,} to test)")  # fmt: skip
         if config.dry_run:
             return
-        if config.resume_from_step is not None:
-            run.resume(find_checkpoint("rl", run.tag, config.resume_from_step))
+        for line in run.take_up(config):
+            print0(line)
         measured: dict[int, dict[int, float]] = {}
 
-        with run.open_metrics(config.run) as metrics:
+        with run.open(config) as metrics:
             while True:
                 step = run.progress.step
+                if run.stop_asked():
+                    run.save({"config": asdict(config)}, measured=False)
+                    break
                 engine = Engine(deepcopy(model).cast_(runtime.dtype), tokenizer)  # samples with the newest weights
                 if run.due(config.eval_every) or step in (0, iterations):
                     bar = progress(total=min(config.eval_problems, len(test)), label="pass@k", unit="problem")
@@ -122,15 +120,23 @@ def main(config: Config) -> None:
                     config.top_k, seed=config.seed + 1000 * step + runtime.rank,
                 )  # fmt: skip
                 reward, sampled = learn(model, rollouts, config.device_batch_size, runtime)
+                judgement = run.judge(-reward, gradient_norm(model, runtime))
                 multiplier = lr_multiplier(step, iterations, 0, run.plan.warmdown_ratio)
-                run.optimizer.step(multiplier)
+                if judgement.usable:
+                    run.optimizer.step(multiplier)
                 run.optimizer.zero_grad()
                 seconds = run.progress.end(-reward, multiplier, runtime)["step_seconds"]
-                metrics.log({"step": step + 1, "reward": reward, "sampled_tokens": sampled, "step_seconds": seconds})
+                metrics.log({"step": step + 1, "reward": reward, "sampled_tokens": sampled, "step_seconds": seconds,
+                             **judgement.facts})  # fmt: skip
                 print0(f"step {step + 1:05d}/{iterations:05d} | reward {reward:.3f} | lr x{multiplier:.2f} "
                        f"| {sampled:,} sampled tokens | {float(seconds) * 1000:.0f} ms "
-                       f"| {clock(run.progress.remaining_seconds)} left")  # fmt: skip
+                       f"| {clock(run.progress.remaining_seconds)} left{judgement.words}")  # fmt: skip
+                if judgement.roll_back:
+                    print0(run.roll_back(metrics))
 
+        if run.progress.step < iterations:
+            print0(f"stopped, saved {run.folder}/step_{run.progress.step:06d}; --resume goes on from there")
+            return
         facts = {"task": config.task, "steps": iterations, "pass_at_k_before": measured.get(0),
                  "pass_at_k_after": measured[iterations], "device": runtime.device_name,
                  "train_seconds": run.progress.train_seconds}  # fmt: skip

@@ -10,19 +10,20 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from nanochat import command, report
-from nanochat.checkpoint_manager import find_checkpoint, load_model
+from nanochat.checkpoint_manager import load_model
 from nanochat.dataloader import ConversationLoader, mean_tokens, one_epoch
 from nanochat.log import print0
 from nanochat.loss_eval import evaluate_loss
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import get_token_bytes
-from nanochat.training import CompileMode, accumulate, compiled, start_finetuning
+from nanochat.training import CompileMode, accumulate, compiled, gradient_norm, start_finetuning
+from nanochat.training_run import RunFlags
 from tasks import load_mixture
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(RunFlags):
     """Flags of chat_sft."""
 
     tasks: tuple[str, ...] = ("ARC-Easy", "ARC-Challenge", "GSM8K", "SmolTalk:10000", "SpellingBee:2000")
@@ -51,12 +52,6 @@ class Config:
     """Steps between measurements of the validation loss; 0: never."""
     eval_batches: int = 20
     """Batches of such a measurement."""
-    save_every: int = 0
-    """Steps between checkpoints; 0: only at the end."""
-    resume_from_step: int | None = None
-    """Go on from this step's sft checkpoint."""
-    run: str = "dummy"
-    """Name of the wandb run; dummy: no wandb."""
     device_type: str = ""
     """cuda, mps or cpu; empty: the best there is."""
     dtype: str = "auto"
@@ -91,14 +86,17 @@ def main(config: Config) -> None:
             return
         compiled(model, config.compile, plan, runtime)
         test = load_mixture(config.tasks, "test", (), config.seed) if config.tasks else train
-        if config.resume_from_step is not None:
-            run.resume(find_checkpoint("sft", run.tag, config.resume_from_step))
-        val_loss: float | None = None
-        val_bpb: float | None = None
+        for line in run.take_up(config):
+            print0(line)
 
-        with run.open_metrics(config.run) as metrics:
+        with run.open(config) as metrics:
             while True:
                 step = run.progress.step
+                if run.stop_asked():
+                    run.save({"config": asdict(config)}, measured=False)
+                    break
+                val_loss: float | None = None
+                val_bpb: float | None = None
                 if run.due(config.eval_every):
                     validation = ConversationLoader(
                         test, tokenizer, plan.device_batch_size, plan.sequence_len, runtime, train_on_all=False
@@ -109,19 +107,26 @@ def main(config: Config) -> None:
                     metrics.log({"step": step, "val_loss": val_loss, "val_bpb": val_bpb})
                     print0(f"step {step:05d} | validation loss {val_loss:.4f}, {val_bpb:.4f} bits per byte")
                 if run.due(config.save_every) or step == plan.num_iterations:
-                    run.save({"config": asdict(config), "val_loss": val_loss})
+                    run.save({"config": asdict(config), "val_loss": val_loss, "val_bpb": val_bpb})
                 if step >= plan.num_iterations:
                     break
 
                 run.progress.begin(runtime)
                 loss = accumulate(model, loader, plan.grad_accum_steps, runtime)
+                judgement = run.judge(loss, gradient_norm(model, runtime))
                 multiplier = lr_multiplier(step, plan.num_iterations, 0, plan.warmdown_ratio)
-                run.optimizer.step(multiplier, muon_momentum(step))
+                if judgement.usable:
+                    run.optimizer.step(multiplier, muon_momentum(step))
                 run.optimizer.zero_grad()
                 record = run.progress.end(loss, multiplier, runtime)
-                metrics.log(record)
-                print0(run.progress.line(record))
+                metrics.log({**record, **judgement.facts})
+                print0(run.progress.line(record) + judgement.words)
+                if judgement.roll_back:
+                    print0(run.roll_back(metrics))
 
+        if run.progress.step < plan.num_iterations:
+            print0(f"stopped, saved {run.folder}/step_{run.progress.step:06d}; --resume goes on from there")
+            return
         facts = {**plan.to_dict(), "tasks": list(config.tasks), "data": list(config.data), "conversations": len(train),
                  "device": runtime.device_name, "final_loss": run.progress.smooth_loss, "val_loss": val_loss,
                  "val_bpb": val_bpb, "train_seconds": run.progress.train_seconds}  # fmt: skip

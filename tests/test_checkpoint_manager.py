@@ -1,8 +1,5 @@
-"""Checkpoints come back bit by bit, survive a kill at every moment, and never pass for whole when they are not."""
+"""Checkpoints are found: the right one, whole, with its model and its tokenizer, or a sentence why not."""
 
-import contextlib
-import errno
-import json
 import os
 import re
 import shutil
@@ -11,20 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from tiny import CPU, TEXT, tiny_model, tiny_tokenizer
 
-from nanochat import checkpoint_manager, paths
-from nanochat.checkpoint_manager import (
-    find_checkpoint,
-    load_model,
-    load_state,
-    load_tensors,
-    newest_stage,
-    save_checkpoint,
-    tokenizer_sha256,
-    verify,
-)
+from nanochat import paths
+from nanochat.checkpoint_files import save_checkpoint, verify
+from nanochat.checkpoint_manager import find_checkpoint, load_model, load_tensors, newest_stage, tokenizer_sha256
 from nanochat.command import UserError
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
@@ -49,124 +37,6 @@ def save_model(stage: str = "base", tag: str = "d1", step: int = 5, **meta: obje
     model = tiny_model(n_layer=1)
     known = {"model": model.config.to_dict(), "tokenizer_sha256": tokenizer_sha256(), **meta}
     return save_checkpoint(paths.checkpoints_dir(stage, tag), step, model.state_dict(), known)
-
-
-# --- what is written ----------------------------------------------------------------------------------------------
-
-
-def test_a_checkpoint_comes_back_bit_by_bit(folder: Path) -> None:
-    weights = {"a": torch.randn(5, 3), "b.c": torch.tensor([float("nan"), float("inf"), -0.0]), "t": torch.eye(3).T}
-    state = {"ranks": [{"waiting": [1, 2]}], "progress": {"smooth_loss": 0.1 + 0.2}}
-    made = save_checkpoint(folder, 12, weights, {"plan": {"matrix_lr": 1 / 3}}, tensors(3), state)
-    assert made == folder / "step_000012"
-    found = find_checkpoint("base")
-    assert (found.folder, found.step, found.tag, found.skipped) == (made, 12, "d4", ())
-    assert found.meta == {"plan": {"matrix_lr": 1 / 3}}
-    assert load_state(found) == state
-    loaded = load_tensors(made / "model.safetensors", torch.device("cpu"))
-    assert loaded.keys() == weights.keys()
-    for name, value in weights.items():
-        assert torch.equal(loaded[name].view(torch.int32), value.contiguous().view(torch.int32)), name
-    assert load_tensors(made / "optim.safetensors", torch.device("cpu"))["steps"] == 3
-
-
-def test_its_folder_holds_what_the_manifest_names_and_nothing_else_is_left(folder: Path) -> None:
-    for process in (999, os.getpid()):  # of runs that were killed; in a container ids come again
-        (folder / f"step_000002.tmp-{process}").mkdir(parents=True)
-    made = save(folder, 2, 1.0)
-    names = {"model.safetensors", "optim.safetensors", "state.json", "meta.json"}
-    assert {p.name for p in made.iterdir()} == {*names, "manifest.json"}
-    manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
-    assert manifest["files"].keys() == names
-    assert manifest["versions"]["torch"] == torch.__version__
-    assert [p.name for p in folder.iterdir()] == ["step_000002"]
-
-
-def test_a_step_is_replaced_as_a_whole(folder: Path) -> None:
-    save(folder, 2, 1.0)
-    save(folder, 2, 8.0)
-    found = find_checkpoint("base")
-    assert found.meta["value"] == 8.0
-    assert verify(found.folder) is None
-    assert [p.name for p in folder.iterdir()] == ["step_000002"]
-
-
-# --- a kill, a full disk ------------------------------------------------------------------------------------------
-
-
-def strike_at(number: int, strike: Callable[[], object], patch: pytest.MonkeyPatch) -> None:
-    """Let `strike` happen instead of call `number` of everything by which a save reaches the disk."""
-    calls = 0
-
-    def struck(real: Callable[..., object]) -> Callable[..., object]:
-        def call(*values: object, **named: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == number:
-                strike()
-            return real(*values, **named)
-
-        return call
-
-    patch.setattr(checkpoint_manager, "save_file", struck(checkpoint_manager.save_file))
-    for name in ("replace", "fsync"):
-        patch.setattr(os, name, struck(getattr(os, name)))
-
-
-def killed_at(number: int, folder: Path, step: int) -> bool:
-    """Save in a process of its own that dies at the call; False when it came through."""
-    child = os.fork()
-    if child == 0:
-        with pytest.MonkeyPatch.context() as patch:
-            strike_at(number, lambda: os._exit(9), patch)
-            save(folder, step, 8.0)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-
-
-def failed_at(number: int, folder: Path, step: int) -> bool:
-    """Save on a disk that is full at the call; False when it came through."""
-
-    def full() -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(OSError):
-        strike_at(number, full, patch)
-        save(folder, step, 8.0)
-        return False
-    return True
-
-
-@pytest.mark.parametrize(
-    "end", [pytest.param(killed_at, marks=pytest.mark.skipif(os.name == "nt", reason="forks")), failed_at]
-)
-@pytest.mark.parametrize("step", [1, 2])
-def test_whatever_moment_a_save_ends_at_the_newest_whole_checkpoint_is_found(
-    folder: Path, step: int, end: Callable[[int, Path, int], bool]
-) -> None:
-    """Step 1 is there; it is replaced, or followed by step 2. A kill while it was replaced used to lose both."""
-    number, seen = 1, set()
-    while True:
-        shutil.rmtree(folder, ignore_errors=True)
-        save(folder, 1, 1.0)
-        ended = end(number, folder, step)
-        found = find_checkpoint("base", "d4")
-        assert (verify(found.folder), found.skipped) == (None, ())
-        assert (found.step, found.meta["value"]) in ((1, 1.0), (step, 8.0))
-        assert load_tensors(found.folder / "model.safetensors", torch.device("cpu"))["w"][0, 0] == found.meta["value"]
-        if end is failed_at and ended:
-            assert not list(folder.glob("*.tmp-*"))
-        seen.add(found.meta["value"])
-        save(folder, 3, 5.0)  # the run goes on
-        assert find_checkpoint("base").step == 3
-        kept = find_checkpoint("base", step=found.step)
-        assert (kept.meta, kept.folder.name) == (found.meta, f"step_{found.step:06d}")
-        assert not list(folder.glob("*.tmp-*"))
-        if not ended:
-            break
-        number += 1
-    assert number > 10
-    assert seen == {1.0, 8.0}
 
 
 # --- damage -------------------------------------------------------------------------------------------------------
@@ -208,34 +78,6 @@ def test_a_damaged_file_is_named_and_the_next_older_step_taken(
     assert found.skipped == (f"{folder / 'step_000003'}: {complaint}",)
     with pytest.raises(UserError, match=r"no valid base checkpoint of d4 .*step_000003.*scripts\.base_train` again"):
         find_checkpoint("base", step=3)
-
-
-def test_no_flipped_bit_of_a_manifest_ends_in_a_traceback(folder: Path) -> None:
-    made = save(folder, 1, 1.0)
-    manifest = made / "manifest.json"
-    whole = manifest.read_bytes()
-    for position in range(len(whole)):
-        data = bytearray(whole)
-        data[position] ^= 1 << position % 7
-        manifest.write_bytes(data)
-        complaint = verify(made)
-        assert complaint is None or len(complaint) < 200
-    for odd in (
-        b"[]",
-        b"{}",
-        b'{"format_version": 1, "files": {}}',
-        b'{"format_version": 1, "files": {"a": 1}}',
-        b"\xff",
-    ):
-        manifest.write_bytes(odd)
-        assert "manifest.json" in str(verify(made))
-
-
-def test_a_file_of_another_format_says_so(folder: Path) -> None:
-    made = save(folder, 1, 1.0)
-    manifest = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
-    (made / "manifest.json").write_text(json.dumps({**manifest, "format_version": 2}), encoding="utf-8")
-    assert verify(made) == "its format is 2, this code reads 1"
 
 
 def test_when_no_step_is_whole_all_complaints_are_told(folder: Path) -> None:
@@ -354,14 +196,3 @@ def test_weights_that_do_not_fit_their_own_meta_are_named(base_dir: Path) -> Non
     save_checkpoint(paths.checkpoints_dir("base", "d1"), 7, model.state_dict(), known)
     with pytest.raises(UserError, match=r"step_000007 does not fit its own meta.json: transformer.h.1.* differ"):
         load_model("base", CPU)
-
-
-def test_a_full_disk_is_told_in_a_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(tensors: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-
-    monkeypatch.setattr(checkpoint_manager, "save_file", full)
-    with pytest.raises(UserError, match=r"cannot take the checkpoint.*No space left"):
-        checkpoint_manager.save_checkpoint(tmp_path / "d2", 1, {"a": torch.zeros(2)}, {})
-    assert list((tmp_path / "d2").iterdir()) == []

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from tiny import CPU, random_model, rank, tiny_model, tiny_tokenizer
 from two_ranks import averaged, batches, results
 
-from nanochat import dataset, hardware, paths, tinyworld, training
-from nanochat.checkpoint_manager import find_checkpoint, load_model, save_checkpoint
+from nanochat import dataset, hardware, paths, tinyworld, training, training_run
+from nanochat.checkpoint_files import save_checkpoint
+from nanochat.checkpoint_manager import find_checkpoint, load_model
 from nanochat.command import UserError
 from nanochat.engine import Engine
 from nanochat.gpt import GPT
@@ -25,7 +26,8 @@ from nanochat.plan import TrainPlan, plan_training
 from nanochat.rollout import PromptOrder
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
-from nanochat.training import Progress, Run, Validation, accumulate, clock, compiled, start_finetuning
+from nanochat.training import Validation, accumulate, compiled, start_finetuning
+from nanochat.training_run import Progress, Run, clock
 from scripts import base_train, chat_sft
 
 
@@ -119,7 +121,7 @@ def test_a_step_without_a_trained_token_is_zero_and_changes_nothing() -> None:
 def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What the clock says next."""
     moments: list[float] = []
-    monkeypatch.setattr(training.time, "perf_counter", lambda: moments.pop(0))
+    monkeypatch.setattr(training_run.time, "perf_counter", lambda: moments.pop(0))
     return moments
 
 
