@@ -22,6 +22,7 @@ from nanochat.tokenizer_files import (
     byte_alphabet,
     check_parsed,
     huggingface_json,
+    merges_of_ranks,
     parse_huggingface,
     read_bytes,
     read_given,
@@ -171,8 +172,9 @@ class RustBPETokenizer(BaseTokenizer):
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        merges = merges_of_ranks(self._ranks, self._bpe.get_merges())
         plain = json.dumps(
-            huggingface_json(self._ranks, self._bpe.get_merges(), self._bpe.get_pattern(), self._specials),
+            huggingface_json(self._ranks, merges, self._bpe.get_pattern(), self._specials),
             ensure_ascii=False,
         ).encode()
         meta = {

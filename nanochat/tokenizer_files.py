@@ -30,18 +30,25 @@ def byte_alphabet() -> str:
 def huggingface_json(
     tokens: Sequence[bytes], merges: Iterable[tuple[bytes, bytes]], pattern: str, special_tokens: Mapping[str, int]
 ) -> dict[str, object]:
-    """The content of a `tokenizer.json`: tokens in the order of their ids, merges in order, the split, the specials."""
+    """The content of a `tokenizer.json`: tokens in the order of their ids, merges in order, the split, the specials.
+
+    What a pattern does not match is dropped, as everywhere here.
+    """
+    from rustbpe import PATTERNS
+
     alphabet = dict(enumerate(byte_alphabet()))
 
     def text(token: bytes) -> str:
         return token.decode("latin-1").translate(alphabet)
 
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    # Our own patterns match every text, so that both ways cut alike: theirs is the one that Llama 3's file has.
+    matches_all = pattern in PATTERNS.values()
     split = {
         "type": "Split",
         "pattern": {"Regex": pattern},
-        "behavior": "Isolated",
-        "invert": False,
+        "behavior": "Isolated" if matches_all else "Removed",
+        "invert": not matches_all,
     }
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
@@ -66,6 +73,20 @@ def huggingface_json(
             "merges": [[text(left), text(right)] for left, right in merges],
         },
     }
+
+
+def merges_of_ranks(tokens: Sequence[bytes], merges: Sequence[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+    """All merges that ranks do, in order, given those by which lower ranks alone make a token.
+
+    Lower ranks leave some tokens in more than two parts, which no training does: such a token comes of any two tokens
+    that make it. Listing all of them is exact: within the bytes of a token the merges are the same in every text.
+    """
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    made = {left + right for left, right in merges}
+    others = [token for token in tokens if len(token) > 1 and token not in made]
+    cuts = [(token[:cut], token[cut:]) for token in others for cut in range(1, len(token))]
+    pairs = [pair for pair in cuts if pair[0] in ranks and pair[1] in ranks]
+    return sorted([*merges, *pairs], key=lambda pair: ranks[pair[0] + pair[1]])
 
 
 def parse_huggingface(stored: Mapping[str, object]) -> tuple[dict[bytes, int], str, dict[str, int]]:

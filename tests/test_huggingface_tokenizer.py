@@ -1,7 +1,9 @@
 """The tokenizer by Hugging Face's library, beside ours on the same files."""
 
 import gzip
+import json
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -9,9 +11,12 @@ import tokenizers
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slow_bpe import CUSTOM_PATTERN
 
+import rustbpe
 from nanochat.command import UserError
 from nanochat.tokenizer import SPECIAL_TOKENS, HuggingFaceTokenizer, RustBPETokenizer
+from nanochat.tokenizer_files import huggingface_json, merges_of_ranks
 from rustbpe import PATTERNS
 
 CORPUS = ["The cat's on the mat; isn't it? It was 1234 years ago.\n\n  Yes, über 日本語 and so on.\t\n"] * 3 + [
@@ -122,6 +127,46 @@ def test_transformers_loads_our_file_with_the_same_ids(ours: RustBPETokenizer, f
     for text in AWKWARD:
         assert loaded(text, add_special_tokens=False).input_ids == ours.encode(text, allowed_special="all")
         assert loaded.decode(ours.encode(text), clean_up_tokenization_spaces=False) == text
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"\p{L}+", r"[^\p{L}]+", r"\p{L}+(?= )|\d", r"(?i:the|cat)|\s", r"(.)\1", r"a*|b", CUSTOM_PATTERN]
+)
+def test_what_a_pattern_leaves_out_is_left_out_there_too(pattern: str, tmp_path: Path) -> None:
+    ours = RustBPETokenizer.train_from_iterator(CORPUS, 300, pattern)
+    ours.save(tmp_path)
+    theirs = HuggingFaceTokenizer.from_directory(tmp_path)
+    loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    back = RustBPETokenizer.from_huggingface_file(tmp_path / "tokenizer.json")
+    texts = [*AWKWARD, *CORPUS]
+    assert theirs.encode(texts) == back.encode(texts) == ours.encode(texts)
+    for text in texts:
+        assert loaded(text, add_special_tokens=False).input_ids == ours.encode(text, allowed_special="all")
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.text("ab", min_size=2, max_size=7), min_size=1, max_size=12, unique=True),
+    st.lists(st.text("ab", max_size=20), max_size=30),
+)
+def test_ranks_that_no_training_gives_give_the_same_ids(tokens: list[str], texts: list[str]) -> None:
+    ranks = [bytes([byte]) for byte in range(256)] + [token.encode() for token in tokens]
+    bpe = rustbpe.Tokenizer.from_ranks([(token, rank) for rank, token in enumerate(ranks)], PATTERNS["gpt2"])
+    stored = huggingface_json(ranks, merges_of_ranks(ranks, bpe.get_merges()), PATTERNS["gpt2"], {})
+    library = tokenizers.Tokenizer.from_str(json.dumps(stored))
+    for text in [*texts, *tokens, "".join(tokens)]:
+        assert library.encode(text).ids == bpe.encode(text)
+
+
+def test_a_token_that_only_higher_ranks_make_is_made_there_too(tmp_path: Path) -> None:
+    ranks = [bytes([byte]) for byte in range(256)] + [b"abc", b"ab"]
+    path = tmp_path / "ranks.tiktoken"
+    path.write_text("".join(f"{b64encode(token).decode()} {rank}\n" for rank, token in enumerate(ranks)))
+    ours = RustBPETokenizer.from_tiktoken_file(path)
+    assert ours.encode("abcd") == [256, ord("d")]
+    ours.save(tmp_path)
+    assert HuggingFaceTokenizer.from_directory(tmp_path).encode("abcd") == [256, ord("d")]
+    assert RustBPETokenizer.from_directory(tmp_path).encode("abcd") == [256, ord("d")]
 
 
 # --- its own ----------------------------------------------------------------------------------------------------------
