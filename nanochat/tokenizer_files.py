@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     import rustbpe
 
 TRAIN_COMMAND = "`python -m scripts.tok_train`"
+
+# A repetition that keeps what it took, lines' edges, words' letters and edges: other regex engines mean other things.
+READ_OTHERWISE = re.compile(r"\{[\d,]+\}\+|(?<![\[\\])\^|(?<!\\)\$|\\[wWbB]")
 
 # One of each kind that split patterns tell apart: a pattern that takes every three of them leaves no text out.
 KINDS_OF_CHARACTERS = "asZé日1²'._😀\u0301\x00 \t\n\r\u00a0"
@@ -32,7 +37,7 @@ def huggingface_json(
 ) -> dict[str, object]:
     """The content of a `tokenizer.json`: tokens in the order of their ids, merges in order, the split, the specials.
 
-    What a pattern does not match is dropped, as everywhere here.
+    What a pattern does not match is dropped, as everywhere here. Warns of a pattern that the library reads otherwise.
     """
     from rustbpe import PATTERNS
 
@@ -44,6 +49,12 @@ def huggingface_json(
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     # Our own patterns match every text, so that both ways cut alike: theirs is the one that Llama 3's file has.
     matches_all = pattern in PATTERNS.values()
+    if not matches_all and (found := READ_OTHERWISE.search(pattern)):
+        warnings.warn(
+            f"Hugging Face's regex engine means something else by {found.group()!r} in the split pattern, so that "
+            f"tokenizer.json may give other ids there: write it without, or name one of {', '.join(PATTERNS)}",
+            stacklevel=3,
+        )
     split = {
         "type": "Split",
         "pattern": {"Regex": pattern},

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 import sys
+import warnings
 from base64 import b64encode
 from pathlib import Path
 
@@ -134,7 +136,9 @@ def test_transformers_loads_our_file_with_the_same_ids(ours: RustBPETokenizer, f
 )
 def test_what_a_pattern_leaves_out_is_left_out_there_too(pattern: str, tmp_path: Path) -> None:
     ours = RustBPETokenizer.train_from_iterator(CORPUS, 300, pattern)
-    ours.save(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours.save(tmp_path)
     theirs = HuggingFaceTokenizer.from_directory(tmp_path)
     loaded = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
     back = RustBPETokenizer.from_huggingface_file(tmp_path / "tokenizer.json")
@@ -142,6 +146,26 @@ def test_what_a_pattern_leaves_out_is_left_out_there_too(pattern: str, tmp_path:
     assert theirs.encode(texts) == back.encode(texts) == ours.encode(texts)
     for text in texts:
         assert loaded(text, add_special_tokens=False).input_ids == ours.encode(text, allowed_special="all")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "found"),
+    [
+        (r"\p{N}{1,2}+", "1234", "{1,2}+"),
+        (r"^\p{L}+", "a\nb", "^"),
+        (r"\p{L}+$", "a\nb", "$"),
+        (r"\w+", "x²", r"\w"),
+        (r"\W+", "x²", r"\W"),
+        (r".\b", "²x", r"\b"),
+    ],
+)
+def test_a_pattern_that_the_other_engine_reads_otherwise_is_told(
+    pattern: str, text: str, found: str, tmp_path: Path
+) -> None:
+    ours = RustBPETokenizer.train_from_iterator(["23 23 1234 a b x² ²x"], 300, pattern)
+    with pytest.warns(UserWarning, match=f"means something else by {re.escape(repr(found))} in the split pattern"):
+        ours.save(tmp_path)
+    assert HuggingFaceTokenizer.from_directory(tmp_path).encode(text) != ours.encode(text)
 
 
 @settings(deadline=None, max_examples=200)
