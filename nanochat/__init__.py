@@ -6,12 +6,12 @@ scripts are the doors and nothing imports a door; tasks stand beside and see flo
 
 4 behaviour  checkpoint_files checkpoint_manager loss_eval training_run training engine task_eval core_eval rollout
              serving
-3 model      kv_cache attention chunked_loss gpt muon optim sampling
-2 machine    runtime dataloader
-1 tokens     text_import chat_format tokenizer_files tokenizer_base huggingface_tokenizer tokenizer dataset
+3 model      kv_cache attention chunked_loss tricks gpt muon averaging optim rehearsal sampling
+2 machine    runtime calibration dataloader
+1 tokens     shard_writer text_import chat_format tokenizer_files tokenizer_base huggingface_tokenizer tokenizer dataset
              document_stream tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats tinyworld
-0 ground     paths command log signals guards download hardware gpt_config schedule plan calculator execution
-             conversation curves report packing
+0 ground     paths command log signals guards download hub_shards hardware gpt_config schedule plan forecast
+             calculator execution conversation curves report packing
 
 A line knows its room by one question: what must be there for it to run? Only numbers: ground. A vocabulary: tokens.
 A device: machine. Weights: model. A checkpoint or a task: behaviour. A person: a script.

@@ -4,6 +4,7 @@ The loops stand in the scripts; what they compute in a step is `training`'s part
 """
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -14,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from nanochat import hardware, paths
+from nanochat import calibration, hardware, paths
 from nanochat.checkpoint_files import CheckpointWriter, Keep, Meta, snapshot, steps_of
 from nanochat.checkpoint_manager import (
     Checkpoint,
@@ -78,8 +79,10 @@ class Progress:
 
     @classmethod
     def of(cls, plan: TrainPlan, runtime: Runtime) -> "Progress":
-        """The start of a run."""
+        """The start of a run. What its speed is compared with is measured, on a CPU, where the run is long enough."""
         peak = hardware.peak_flops(runtime.device_name)
+        if peak is None and runtime.device.type == "cpu" and plan.total_flops / plan.world_size > 1e13:
+            peak = calibration.peak_flops(runtime)
         return cls(plan, plan.total_flops / plan.total_tokens, peak * runtime.world_size if peak else None)
 
     def begin(self, runtime: Runtime) -> None:
@@ -123,6 +126,15 @@ class Progress:
             f"| {float(record['tokens_per_second']):,.0f} tokens/s{mfu} "
             f"| {clock(self.train_seconds)} done, {clock(self.remaining_seconds)} left"
         )
+
+
+def saved_rows(folder: Path) -> int | None:
+    """Rows per micro-batch of the run that saved into `folder`: one that goes on takes as many, for the same bits."""
+    steps = steps_of(folder)
+    if not steps:
+        return None
+    meta = json.loads((steps[max(steps)] / "meta.json").read_text(encoding="utf-8"))
+    return int(meta["plan"]["device_batch_size"])
 
 
 def clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_train --depth=20
 """
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from nanochat import command, dataset, report
@@ -12,16 +13,17 @@ from nanochat.checkpoint_manager import build_model
 from nanochat.core_eval import core_metric, evaluate_core_task, read_bundle, read_rows
 from nanochat.dataloader import DocumentLoader
 from nanochat.engine import Engine
-from nanochat.gpt_config import config_for_depth
+from nanochat.gpt_config import GPTConfig, config_for_depth
 from nanochat.log import print0, progress
 from nanochat.optim import MuonAdamW, Rates
-from nanochat.paths import core_dir
-from nanochat.plan import plan_training
+from nanochat.paths import checkpoints_dir, core_dir
+from nanochat.plan import TrainPlan, plan_training
+from nanochat.rehearsal import auto_rows, foretell
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import get_tokenizer
 from nanochat.training import CompileMode, Validation, accumulate, compiled, gradient_norm
-from nanochat.training_run import Progress, Run, RunFlags
+from nanochat.training_run import Progress, Run, RunFlags, saved_rows
 
 SAMPLE_PROMPTS = (
     "The capital of France is",
@@ -42,8 +44,8 @@ class Config(RunFlags):
     """Channels per head; unset: 128 where that leaves at least four heads, else 64."""
     arch: Literal["default", "portable"] = "default"
     """default: NanoChatForCausalLM's architecture. portable: SwiGLU without softcap, as Qwen3's code computes it."""
-    device_batch_size: int = 32
-    """Rows per micro-batch and rank; less when memory runs out."""
+    device_batch_size: int | Literal["auto"] = 32
+    """Rows per micro-batch and rank; auto: as many as fit into memory, the tokens per step stay the same."""
     activation_checkpointing: bool = False
     """Compute each layer a second time instead of keeping what it made: less memory, a third more time."""
     total_batch_size: int | None = None
@@ -88,8 +90,32 @@ class Config(RunFlags):
     """torch.compile; auto: not on CPU for less than two minutes of training."""
     seed: int = 42
     """Of weights and data order."""
+    price_per_hour: float | None = None
+    """US dollars of one device; unset: a rough figure for known GPUs."""
     dry_run: bool = False
-    """Print the plan and end."""
+    """Print the plan, with memory, time and cost by a rehearsal of seconds, and end."""
+
+
+def plan_of(config: Config, model_config: GPTConfig, runtime: Runtime, folder: Path) -> TrainPlan:
+    """The plan that the flags ask for; `auto` rows are those of the run to resume in `folder`, else as many as fit."""
+
+    def plan(rows: int, total_batch_size: int | None) -> TrainPlan:
+        return plan_training(
+            model_config, device_batch_size=rows, world_size=runtime.world_size,
+            total_batch_size=total_batch_size, num_iterations=config.num_iterations,
+            target_param_data_ratio=config.target_param_data_ratio, matrix_lr=config.matrix_lr,
+            embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr, weight_decay=config.weight_decay,
+            warmup_iters=config.warmup_iters, warmdown_ratio=config.warmdown_ratio, target_flops=config.target_flops,
+        )  # fmt: skip
+
+    if config.device_batch_size != "auto":
+        return plan(config.device_batch_size, config.total_batch_size)
+    one_row = plan(1, config.total_batch_size)
+    resumes = config.resume or config.resume_from_step is not None
+    rows = saved_rows(folder) if resumes else None
+    if rows is None or one_row.grad_accum_steps % rows:
+        rows = auto_rows(model_config, one_row.grad_accum_steps, runtime, config.activation_checkpointing)
+    return plan(rows, one_row.total_batch_size)
 
 
 def main(config: Config) -> None:
@@ -101,17 +127,14 @@ def main(config: Config) -> None:
         model_config = config_for_depth(
             config.depth, tokenizer.get_vocab_size(), config.max_seq_len, config.head_dim, config.arch
         )
-        plan = plan_training(
-            model_config, device_batch_size=config.device_batch_size, world_size=runtime.world_size,
-            total_batch_size=config.total_batch_size, num_iterations=config.num_iterations,
-            target_param_data_ratio=config.target_param_data_ratio, matrix_lr=config.matrix_lr,
-            embedding_lr=config.embedding_lr, unembedding_lr=config.unembedding_lr, weight_decay=config.weight_decay,
-            warmup_iters=config.warmup_iters, warmdown_ratio=config.warmdown_ratio, target_flops=config.target_flops,
-        )  # fmt: skip
+        plan = plan_of(config, model_config, runtime, checkpoints_dir("base", tag))
         print0(f"base_train {tag}: {config.depth} layers, width {model_config.n_embd}, {model_config.n_head} heads, "
                f"vocabulary {model_config.vocab_size:,}, text from {source!r}, "
                f"on {runtime.device_name} in {str(runtime.dtype).removeprefix('torch.')}\n{plan}")  # fmt: skip
+        if source == dataset.HUB_SOURCE:
+            print0(plan.shards_line(len(dataset.split_files("train", source))))
         if config.dry_run:
+            print0(foretell(model_config, plan, runtime, config.activation_checkpointing, config.price_per_hour))
             return
 
         # model, optimizer, data
@@ -127,6 +150,7 @@ def main(config: Config) -> None:
         eval_tokens = config.eval_tokens or min(max(plan.total_tokens // 16, 32_768), 20 * 524_288)
         validation = Validation(eval_tokens, plan, tokenizer, source, runtime)
         run = Run("base", tag, plan, runtime, model, optimizer, loader, Progress.of(plan, runtime), source)
+        run.notes["peak_flops"] = run.progress.peak_flops
         for line in run.take_up(config):
             print0(line)
         engine = Engine(model, tokenizer)

@@ -158,3 +158,9 @@ def test_finetuning_with_a_batch_that_does_not_divide_takes_the_nearest() -> Non
 def test_a_senseless_factor_on_the_rates_is_refused(factor: float) -> None:
     with pytest.raises(UserError, match="--init_lr_frac is a factor above 0 and at most 10"):
         finetuning(init_lr_frac=factor)
+
+
+def test_the_plan_says_which_shards_are_needed_and_the_command_that_gets_them() -> None:
+    made = sized(20)
+    assert made.shards_line(300) == "  text             216 shards, 300 here"
+    assert made.shards_line(8) == "  text             216 shards, 8 here: python -m nanochat.dataset -n 216"
