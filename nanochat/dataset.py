@@ -1,30 +1,31 @@
-"""Pretraining text on disk: shards of documents, listed, read, written, fetched and imported.
+"""Pretraining text on disk: shards of documents, listed and read; and the command that fetches or imports some.
 
 A source is a folder `data/<source>/` of parquet files with a column `text`, a document a row; the last file by name is
-the validation shard. How foreign files are read is in `text_import`; what documents become (ids, batches) is not here.
+the validation shard. Shards are written in `shard_writer`, come from the hub in `hub_shards`, foreign files are read in
+`text_import`; what documents become (ids, batches) is not here.
 
     python -m nanochat.dataset -n 8                        # eight shards of fineweb-edu, and the validation shard
-    python -m nanochat.dataset --import notes/ book.txt    # your own txt, md, jsonl, parquet, gz, folders
+    python -m nanochat.dataset -n 8 --source=owner/name    # of another data set of the hub
+    python -m nanochat.dataset --import notes/ book.txt    # your own txt, md, jsonl, parquet, gz, zst, folders
     python -m nanochat.dataset --info
 """
 
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from nanochat import command, paths
+from nanochat import command, hub_shards, paths
 from nanochat.command import UserError
-from nanochat.download import download
+from nanochat.hub_shards import HUB_SOURCE
 from nanochat.log import print0, progress
-from nanochat.text_import import Imported, import_documents, list_text_files
+from nanochat.shard_writer import write_shards
+from nanochat.text_import import STDIN, Imported, import_documents, list_text_files
+from nanochat.tokenizer import get_tokenizer
+from nanochat.tokenizer_base import BaseTokenizer
 
 if TYPE_CHECKING:
     import pyarrow
@@ -32,11 +33,9 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "val"]
 
-HUB_SOURCE = "fineweb-edu"
-HUB_REPOSITORY = "karpathy/fineweb-edu-100b-shuffle"
-HUB_LAST_SHARD = 1822  # the pinned validation shard: the same for however many shards one trains on
-ONE_IN_VALIDATION = 20
-ROW_GROUP_CHARS = 10_000_000
+SURVEY_BYTES = 32_000_000  # a corpus up to this is counted whole, a larger one by evenly spaced row groups of as much
+
+__all__ = ["iterate_documents", "list_parquet_files", "split_files", "write_shards"]
 
 
 # --- read -------------------------------------------------------------------------------------------------------------
@@ -112,11 +111,15 @@ def text_bytes(split: Split, source: str | None = None) -> int:
     """Bytes of text in a split before compression, from the shards' footers alone."""
     total = 0
     for path in split_files(split, source):
-        with _open(path) as file:
-            column = file.schema_arrow.names.index("text")
-            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
-            total += sum(group.column(column).total_uncompressed_size for group in groups)
+        total += _column_bytes(path)
     return total
+
+
+def _column_bytes(path: Path) -> int:
+    with _open(path) as file:
+        column = file.schema_arrow.names.index("text")
+        groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+        return sum(group.column(column).total_uncompressed_size for group in groups)
 
 
 def iterate_documents(split: Split, source: str | None = None) -> Iterator[str]:
@@ -147,161 +150,49 @@ def _open(path: Path) -> "pyarrow.parquet.ParquetFile":
     return file
 
 
-# --- write ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Survey:
+    """How much text there is: documents to the last one, the rest counted over `share` of them and scaled up."""
+
+    training: int
+    validation: int
+    characters: int
+    tokens: int | None
+    """None without a tokenizer."""
+    share: float
+    samples: list[str]
 
 
-def write_shards(
-    documents: Iterable[str], source: str, shard_chars: int = 50_000_000, row_group_rows: int = 1000
-) -> list[Path]:
-    """Write `documents` as the shards of `source`, which replace what it held once all are written.
-
-    Every twentieth document goes to the validation shard, until that is as long as a shard. Of fewer than twenty
-    documents each gives its last tenth, so that even one document has a training and a validation part.
-    Empty documents are left out. Raises UserError when nothing is left.
-    """
-    if not re.fullmatch(r"[\w-][\w.-]*", source):
-        raise UserError(f"--source={source} cannot be a folder's name: use letters, digits, '-', '_' and '.'")
-    target = paths.data_dir(source)
-    part = target.with_name(f".{source}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        writer, validation = _Shards(part, shard_chars, row_group_rows), list[str]()
-        _deal((text for text in documents if text.strip()), writer, validation, shard_chars)
-        if not validation or not writer.documents:
-            raise UserError(f"no text for {source!r}: a corpus needs at least one document of two characters")
-        writer.end_shard()
-        for text in validation:
-            writer.add(text, may_split=False)
-        writer.end_shard()
-        _swap(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return list_parquet_files(source)
-
-
-def _deal(documents: Iterator[str], writer: "_Shards", validation: list[str], limit: int) -> None:
-    first = list(islice(documents, ONE_IN_VALIDATION))
-    if len(first) < ONE_IN_VALIDATION:
-        for text in first:
-            cut = _border(text, len(text) * 9 // 10)
-            writer.add(text[:cut])
-            validation.append(text[cut:])
-        validation[:] = [text for text in validation if text.strip()]
-        return
-    room = limit
-    for index, text in enumerate(chain(first, documents), start=1):
-        if index % ONE_IN_VALIDATION == 0 and room > 0:
-            validation.append(text)
-            room -= len(text)
-        else:
-            writer.add(text)
+def survey(source: str, tokenizer: BaseTokenizer | None = None, samples: int = 3) -> Survey:
+    """Count the text of a source, and show the beginnings of some documents of it."""
+    files = list_parquet_files(source)
+    rows = [row_group_counts(path) for path in files]
+    groups = [(path, group) for path, counts in zip(files, rows, strict=True) for group in range(len(counts))]
+    every = max(1, -(-sum(_column_bytes(path) for path in files) // SURVEY_BYTES))
+    chosen = groups[::every]
+    documents = characters = tokens = 0
+    shown: list[str] = []
+    for number, (path, group) in enumerate(chosen):
+        texts = read_row_group_array(path, group)
+        documents += len(texts)
+        plain = texts.to_pylist()
+        characters += sum(map(len, plain))
+        tokens += len(tokenizer.encode_arrays(texts)[0]) if tokenizer else 0
+        if number % -(-len(chosen) // samples) == 0:
+            shown.append(plain[len(plain) // 2])
+    total = sum(map(sum, rows))
+    scale = total / documents
+    return Survey(
+        sum(map(sum, rows[:-1])),
+        sum(rows[-1]),
+        round(characters * scale),
+        round(tokens * scale) if tokenizer else None,
+        documents / total,
+        shown,
+    )
 
 
-def _border(text: str, near: int) -> int:
-    """Where to cut `text`: the last blank line, line end or space before `near` in its last half, else at `near`."""
-    for mark in ("\n\n", "\n", " "):
-        at = text.rfind(mark, near // 2, near)
-        if at >= 0:
-            return at + len(mark)
-    return max(near, 1)
-
-
-class _Shards:
-    """Writes documents to numbered parquet files, a row group at a time."""
-
-    def __init__(self, folder: Path, shard_chars: int, row_group_rows: int):
-        self.folder, self.shard_chars, self.row_group_rows = folder, shard_chars, row_group_rows
-        self.documents = 0
-        self._shards = 0
-        self._writer: pyarrow.parquet.ParquetWriter | None = None
-        self._rows: list[str] = []
-        self._row_chars = self._shard_chars = 0
-
-    def add(self, text: str, may_split: bool = True) -> None:
-        """Append one document; `may_split` lets a full shard end here."""
-        # a lone surrogate (JSON can spell one) is no text that UTF-8 can hold
-        self._rows.append(text.encode("utf-8", "replace").decode("utf-8"))
-        self.documents += 1
-        self._row_chars += len(text)
-        if len(self._rows) >= self.row_group_rows or self._row_chars >= ROW_GROUP_CHARS:
-            self._flush()
-        if may_split and self._shard_chars + self._row_chars >= self.shard_chars:
-            self.end_shard()
-
-    def end_shard(self) -> None:
-        """Close the current file, if anything is in it."""
-        self._flush()
-        if self._writer is not None:
-            self._writer.close()
-            self._writer, self._shard_chars = None, 0
-            self._shards += 1
-
-    def _flush(self) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        if not self._rows:
-            return
-        table = pyarrow.table({"text": pyarrow.array(self._rows, pyarrow.string())})
-        if self._writer is None:
-            path = self.folder / f"shard_{self._shards:05d}.parquet"
-            self._writer = pyarrow.parquet.ParquetWriter(path, table.schema, compression="zstd")
-        self._writer.write_table(table, row_group_size=len(self._rows))
-        self._shard_chars += self._row_chars
-        self._rows, self._row_chars = [], 0
-
-
-def _swap(part: Path, target: Path) -> None:
-    """Put the folder `part` where `target` is or was."""
-    old = target.with_name(f".{target.name}.old")
-    if old.is_symlink():
-        old.unlink()
-    shutil.rmtree(old, ignore_errors=True)
-    if target.is_symlink() or target.exists():
-        target.rename(old)
-    part.rename(target)
-    if old.is_symlink():
-        old.unlink()
-    shutil.rmtree(old, ignore_errors=True)
-
-
-# --- fetch and import -------------------------------------------------------------------------------------------------
-
-
-def shard_url(index: int) -> str:
-    """Where shard `index` of the public corpus lies; `HF_ENDPOINT` names a mirror."""
-    endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
-    return f"{endpoint}/datasets/{HUB_REPOSITORY}/resolve/main/shard_{index:05d}.parquet"
-
-
-def fetch_shards(count: int, workers: int = 4, on_progress: Callable[[Path], object] = lambda path: None) -> list[Path]:
-    """Fetch the pinned validation shard and the first `count` training shards (-1: all) that are not here yet."""
-    indices = _shard_indices(count)
-
-    def fetch(index: int) -> Path:
-        path = paths.data_dir(HUB_SOURCE) / f"shard_{index:05d}.parquet"
-        download(shard_url(index), path)
-        _open(path).close()
-        on_progress(path)
-        return path
-
-    # validation first and alone: a run that starts on the first shards never takes a training shard for it
-    files = [fetch(indices[0])]
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        waiting = [pool.submit(fetch, index) for index in indices[1:]]
-        try:
-            files += [done.result() for done in as_completed(waiting)]
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    return sorted(files)
-
-
-def _shard_indices(count: int) -> list[int]:
-    if count != -1 and not 1 <= count <= HUB_LAST_SHARD:
-        raise UserError(f"-n {count}: {HUB_SOURCE} has 1 to {HUB_LAST_SHARD} training shards; -1 means all")
-    return [HUB_LAST_SHARD, *range(HUB_LAST_SHARD if count == -1 else count)]
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -309,17 +200,19 @@ class Config:
     """Get pretraining text."""
 
     num_files: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
-    """Training shards of fineweb-edu to fetch (about 100 MB each), -1 for all; the validation shard comes with them."""
+    """Training shards to fetch (of fineweb-edu about 100 MB each), -1 for all; the validation shard comes with them."""
     num_workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 4
     """Shards fetched at once."""
     import_paths: Annotated[tuple[Path, ...], tyro.conf.arg(name="import")] = ()
-    """Your own files and folders: txt, md, jsonl (field `text`), parquet (column `text`), each also as .gz."""
+    """Your own files and folders: txt, md, jsonl (field `text`), parquet (column `text`), each also as .gz or .zst; -
+    is what comes by standard input (text or jsonl)."""
     source: str | None = None
-    """The name under which imported text is kept; by default that of the first file or folder."""
+    """With -n what to fetch, fineweb-edu or a data set of the hub as owner/name; with --import the name under which the
+    text is kept, by default that of the first file or folder."""
     overwrite: bool = False
     """Let an import replace a source that is here already."""
     info: bool = False
-    """Say what is here."""
+    """Say what is here: documents, characters, tokens, and some samples."""
     dry_run: bool = False
     """Print what would be done, and do nothing."""
 
@@ -328,31 +221,36 @@ def main(config: Config) -> None:
     """Fetch, import, or say what is here."""
     if config.num_workers < 1:
         raise UserError(f"--num_workers={config.num_workers}: at least 1")
+    if config.import_paths and config.num_files is not None:
+        raise UserError("-n fetches and --import takes your own: give one of them, then the other")
     if config.import_paths:
         _import(config)
     elif config.num_files is not None:
         _fetch(config.num_files, config)
     if config.info or (config.num_files is None and not config.import_paths):
-        _print_info()
+        _print_info([config.source] if config.source and config.info else sources())
 
 
 def _fetch(count: int, config: Config) -> None:
-    indices = _shard_indices(count)
-    missing = [i for i in indices if not (paths.data_dir(HUB_SOURCE) / f"shard_{i:05d}.parquet").exists()]
-    print0(f"{HUB_SOURCE}: {len(indices):,} shards asked for, {len(missing):,} to fetch, about 100 MB each")
-    if config.dry_run:
-        print0(f"the first from {shard_url(indices[0])} to {paths.data_dir(HUB_SOURCE)}")
+    source = config.source or HUB_SOURCE
+    wanted = hub_shards.missing(source, count)
+    folder = paths.data_dir(hub_shards.source_name(source))
+    size = sum(shard.size or hub_shards.ABOUT_SHARD_BYTES for shard in wanted)
+    print0(f"{source}: {len(wanted):,} shards to fetch, about {size / 1e6:,.0f} MB, to {folder}")
+    if config.dry_run or not wanted:
         return
-    with progress(total=len(indices), label="shards", unit="shard") as bar:
-        fetch_shards(count, config.num_workers, lambda path: bar.update())
-    print0(
-        f"{len(list_parquet_files(HUB_SOURCE)):,} shards in {paths.data_dir(HUB_SOURCE)}; the last is for validation"
-    )
+    with progress(total=len(wanted), label="shards", unit="shard") as bar:
+        hub_shards.fetch_shards(
+            source, wanted, config.num_workers, lambda path: _open(path).close(), lambda path: bar.update()
+        )
+    print0(f"{len(list_parquet_files(folder.name)):,} shards in {folder}; the last is for validation")
 
 
 def _import(config: Config) -> None:
     files = list_text_files(config.import_paths)
-    source = config.source or re.sub(r"[^\w-]+", "_", config.import_paths[0].resolve().name.split(".")[0]) or "own"
+    first = config.import_paths[0]
+    named = "stdin" if first == STDIN else re.sub(r"[^\w-]+", "_", first.resolve().name.split(".")[0])
+    source = config.source or named or "own"
     print0(f"{len(files):,} files into the source '{source}', {paths.data_dir(source)}")
     if source in sources() and not config.overwrite:
         raise UserError(f"a source {source!r} is here already: --overwrite replaces it, --source=NAME keeps both")
@@ -366,21 +264,28 @@ def _import(config: Config) -> None:
     )
     if counts.replaced:
         print0(f"{counts.replaced:,} bytes or characters were not valid UTF-8 and became U+FFFD")
-    if counts.empty:
-        print0(f"{counts.empty:,} empty documents were left out")
+    if counts.empty or counts.duplicates:
+        print0(f"{counts.empty:,} empty documents and {counts.duplicates:,} repeated ones were left out")
     if len(sources()) > 1:
         print0(f"several sources are here: train on this one with --data={source}")
 
 
-def _print_info() -> None:
-    for source in sources():
+def _print_info(shown: Sequence[str]) -> None:
+    tokenizer = get_tokenizer() if (paths.tokenizer_dir() / "tokenizer.json").exists() else None
+    for source in shown:
         files = list_parquet_files(source)
-        rows = [sum(row_group_counts(path)) for path in files]
-        size = sum(path.stat().st_size for path in files)
+        found = survey(source, tokenizer)
+        about = "" if found.share == 1 else "about "
+        tokens = "" if found.tokens is None else f", {about}{found.tokens:,} tokens of this tokenizer"
         print0(
-            f"{source}: {len(files):,} shards, {sum(rows[:-1]):,} training and {rows[-1]:,} validation documents, "
-            f"{size / 1e6:,.1f} MB in {paths.data_dir(source)}"
+            f"{source}: {len(files):,} shards, {found.training:,} training and {found.validation:,} validation "
+            f"documents, {about}{found.characters:,} characters{tokens}, "
+            f"{sum(path.stat().st_size for path in files) / 1e6:,.1f} MB in {paths.data_dir(source)}"
         )
+        for sample in found.samples:
+            print0(f"  {' '.join(sample.split())[:160]!r}")
+    if tokenizer is None and shown:
+        print0("tokens are counted once there is a tokenizer: python -m scripts.tok_train")
     if len(sources()) > 1 and HUB_SOURCE not in sources():
         print0("several sources are here: name one with --data=NAME")
     else:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,12 +38,14 @@ def download(
     attempts: int = 5,
     sleep: Callable[[float], None] = time.sleep,
     on_bytes: Callable[[int], None] = lambda count: None,
+    stall_seconds: float = 30.0,
 ) -> Path:
     """Fetch `url` to `path` unless it is there; several processes may ask at once, one fetches.
 
     The bytes gather in `<name>.part`, which a later attempt (or run) continues. Size and SHA-256 are checked where they
-    are given or the server tells them; a file that fails the check is deleted and fetched anew. `on_bytes` hears of
-    every piece that arrives. Raises UserError after `attempts`, or at once when the server says that there is nothing.
+    are given or the server tells them; a file that fails the check is deleted and fetched anew. A server that sends
+    nothing for `stall_seconds` is given up. `on_bytes` hears of every piece that arrives. Raises UserError after
+    `attempts`, or at once when the server says that there is nothing, or the disk has no room for what it announces.
     """
     from filelock import FileLock
 
@@ -56,11 +59,9 @@ def download(
         reason, asked_seconds = "", None
         for attempt in range(max(attempts, 1)):
             if attempt:
-                # 1, 2, 4, ... seconds, and up to as much again by chance, so that many clients do not return in step
-                backoff_seconds = 2.0 ** (attempt - 1) * (1 + random.SystemRandom().random())
-                sleep(backoff_seconds if asked_seconds is None else asked_seconds)
+                sleep(_backoff_seconds(attempt) if asked_seconds is None else asked_seconds)
             try:
-                _attempt(url, part, sha256, size, on_bytes)
+                _attempt(url, part, sha256, size, on_bytes, stall_seconds)
             except UnfinishedError as failure:
                 reason, asked_seconds = str(failure), failure.wait_seconds
                 continue
@@ -69,14 +70,21 @@ def download(
     raise UserError(f"could not download {url} in {attempts} attempts ({reason}); run the same command to go on")
 
 
-def _attempt(url: str, part: Path, sha256: str | None, size: int | None, on_bytes: Callable[[int], None]) -> None:
+def _attempt(
+    url: str,
+    part: Path,
+    sha256: str | None,
+    size: int | None,
+    on_bytes: Callable[[int], None],
+    stall_seconds: float,
+) -> None:
     """Continue or begin `part`, and check it whole."""
     import httpx
 
     have = part.stat().st_size if part.exists() else 0
     # identity: a Content-Length of packed bytes says nothing about the file's
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    timeout = httpx.Timeout(30.0, connect=15.0)
+    timeout = httpx.Timeout(stall_seconds, connect=15.0)
     try:
         with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=timeout) as response:
             total, announced = _receive(url, response, part, have, on_bytes)
@@ -111,6 +119,14 @@ def _receive(
         raise UserError(f"{url}: the server answered {response.status_code} {response.reason_phrase}")
     resumed = response.status_code == 206 and have > 0
     total = _whole_size(response, have if resumed else 0)
+    needed, free = (total or 0) - (have if resumed else 0), shutil.disk_usage(part.parent).free
+    if not resumed and part.exists():
+        free += part.stat().st_size  # it is written over
+    if needed > free:
+        raise UserError(
+            f"{url} needs {needed / 1e6:,.0f} MB and {part.parent} has {free / 1e6:,.0f} MB left: make room, or set "
+            "NANOCHAT_BASE_DIR to a folder on a larger disk"
+        )
     with part.open("ab" if resumed else "wb") as file:
         for chunk in response.iter_bytes(CHUNK_BYTES):
             file.write(chunk)
@@ -144,6 +160,41 @@ def _announced_sha256(response: "httpx.Response") -> str | None:
 def _retry_after(response: "httpx.Response") -> float | None:
     value = response.headers.get("Retry-After", "")
     return min(float(value), 120.0) if value.isdigit() else None
+
+
+def fetch_json(url: str, attempts: int = 5, sleep: Callable[[float], None] = time.sleep) -> tuple[object, str | None]:
+    """What an address answers, read as JSON, and the address of the next page where the answer names one.
+
+    Raises UserError after `attempts`, or at once when the server refuses.
+    """
+    import httpx
+
+    reason = ""
+    for attempt in range(max(attempts, 1)):
+        if attempt:
+            sleep(_backoff_seconds(attempt))
+        try:
+            response = httpx.get(url, follow_redirects=True, timeout=30.0)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as mistake:
+            raise UserError(f"{url} is no address to ask: {mistake}") from mistake
+        except (httpx.TransportError, httpx.TooManyRedirects) as failure:
+            reason = str(failure) or type(failure).__name__
+            continue
+        if response.status_code in RETRIED:
+            reason = f"the server answered {response.status_code}"
+            continue
+        if response.status_code != 200:
+            raise UserError(f"{url}: the server answered {response.status_code} {response.reason_phrase}")
+        try:
+            return response.json(), response.links.get("next", {}).get("url")
+        except ValueError as broken:
+            raise UserError(f"{url}: the answer is no JSON: {broken}") from broken
+    raise UserError(f"could not ask {url} in {attempts} attempts ({reason}); try again later")
+
+
+def _backoff_seconds(attempt: int) -> float:
+    """1, 2, 4, ... seconds, and up to as much again by chance, so that many clients do not return in step."""
+    return float(2.0 ** (attempt - 1) * (1 + random.SystemRandom().random()))
 
 
 def file_sha256(path: Path) -> str:

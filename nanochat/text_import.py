@@ -1,11 +1,17 @@
-"""A person's own files as documents: txt, md, jsonl, parquet, each also gzipped, and folders of them.
+"""A person's own files as documents: txt, md, jsonl, parquet, each also as gz or zst, folders, standard input.
 
-Text that is not valid UTF-8 is repaired and counted; a file that cannot be read at all stops with its name.
+Text that is not valid UTF-8 is repaired and counted, a document that came before is left out and counted; a file that
+cannot be read at all stops with its name.
 Where the documents go is not here.
 """
 
+import contextlib
 import gzip
+import hashlib
+import io
 import json
+import os
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,31 +21,35 @@ from typing import BinaryIO
 from nanochat.command import UserError
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".markdown")
+STDIN = Path("-")
 SUFFIXES = (*TEXT_SUFFIXES, ".jsonl", ".parquet")
 PIECE_CHARS = 100_000  # a longer text file becomes several documents, cut at blank lines: a book is no one document
 
 
 @dataclass
 class Imported:
-    """What an import met: documents and characters taken, empty documents left out, invalid UTF-8 replaced."""
+    """What an import met: documents and characters taken, empty and repeated ones left out, invalid UTF-8 replaced."""
 
     documents: int = 0
     characters: int = 0
     empty: int = 0
     replaced: int = 0
+    duplicates: int = 0
 
 
 def list_text_files(given: Sequence[Path]) -> list[Path]:
     """The files named, and those of known kinds in the folders named (hidden ones left out), each once, in order."""
     files: dict[Path, None] = {}
     for path in given:
-        if path.is_dir():
+        if path == STDIN:
+            files[path] = None
+        elif path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p.relative_to(path)))
             files.update(dict.fromkeys(p for p in inside if _kind(p) in SUFFIXES))
         elif not path.exists():
             raise UserError(f"--import {path}: no such file or folder")
         elif _kind(path) not in SUFFIXES:
-            raise UserError(f"--import {path}: can read {', '.join(SUFFIXES)}, each also as .gz, and folders of them")
+            raise UserError(f"--import {path}: can read {', '.join(SUFFIXES)}, each also as .gz or .zst, and folders")
         else:
             files[path] = None
     if not files:
@@ -48,20 +58,32 @@ def list_text_files(given: Sequence[Path]) -> list[Path]:
 
 
 def import_documents(files: Iterable[Path], counts: Imported) -> Iterator[str]:
-    """Every document of `files`, counted in `counts`. Raises UserError naming the file and line that are unreadable."""
+    """Every document of `files` once, counted in `counts`; some 100 bytes of memory each tell which have come.
+
+    Raises UserError naming the file and line that are unreadable.
+    """
+    seen: set[bytes] = set()
     for path in files:
-        if path.stat().st_size == 0:
+        if path != STDIN and path.stat().st_size == 0:
             raise UserError(f"{path} is empty")
         try:
             for text in _documents(path, counts):
-                if text.strip():
+                digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+                if not text.strip():
+                    counts.empty += 1
+                elif digest in seen:
+                    counts.duplicates += 1
+                else:
+                    seen.add(digest)
                     counts.documents += 1
                     counts.characters += len(text)
                     yield text
-                else:
-                    counts.empty += 1
-        except (gzip.BadGzipFile, EOFError, zlib.error) as broken:
+        except (EOFError, zlib.error) as broken:
             raise UserError(f"{path} cannot be unpacked: {broken}") from broken
+        except OSError as broken:
+            if isinstance(broken, gzip.BadGzipFile) or broken.errno is None:  # zstd's have no number
+                raise UserError(f"{path} cannot be unpacked: {broken}") from broken
+            raise
 
 
 def _hidden(path: Path) -> bool:
@@ -69,18 +91,40 @@ def _hidden(path: Path) -> bool:
 
 
 def _kind(path: Path) -> str:
-    """The suffix that tells how to read `path`, that of gzip left out."""
-    return Path(path.stem).suffix.lower() if path.suffix.lower() == ".gz" else path.suffix.lower()
+    """The suffix that tells how to read `path`, that of its packing left out."""
+    return Path(path.stem).suffix.lower() if path.suffix.lower() in (".gz", ".zst") else path.suffix.lower()
 
 
 def _documents(path: Path, counts: Imported) -> Iterator[str]:
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
-        if _kind(path) == ".parquet":
-            yield from _parquet_rows(path, file, counts)
-        elif _kind(path) == ".jsonl":
+    with contextlib.ExitStack() as opened:
+        # a copy of standard input, which is not ours to close
+        raw = os.fdopen(os.dup(sys.stdin.fileno()), "rb") if path == STDIN else path.open("rb")
+        file = _unpacked(opened.enter_context(raw), "" if path == STDIN else path.suffix.lower())
+        kind = _kind(path)
+        if path == STDIN:
+            begin = file.peek(4)
+            if not begin:
+                raise UserError("--import -: nothing came by standard input")
+            kind = ".jsonl" if begin.lstrip()[:1] == b"{" else ".txt"
+        if kind == ".parquet":
+            # its end is read first, which gzip can do slowly and zstd not at all
+            yield from _parquet_rows(path, io.BytesIO(file.read()) if path.suffix.lower() == ".zst" else file, counts)
+        elif kind == ".jsonl":
             yield from _jsonl_rows(path, file, counts)
         else:
             yield from _pieces(_lines(path, file, counts))
+
+
+def _unpacked(raw: io.BufferedReader, suffix: str) -> io.BufferedReader:
+    """The bytes behind gzip or zstd, told by the suffix or, without one, by how they begin."""
+    begin = b"" if suffix else raw.peek(4)[:4]
+    if suffix == ".gz" or begin[:2] == b"\x1f\x8b":
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw))
+    if suffix == ".zst" or begin == b"\x28\xb5\x2f\xfd":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), "zstd"))
+    return raw
 
 
 def _lines(path: Path, file: Iterable[bytes], counts: Imported) -> Iterator[str]:
@@ -127,7 +171,7 @@ def _jsonl_rows(path: Path, file: Iterable[bytes], counts: Imported) -> Iterator
         yield _repaired(row["text"], counts)
 
 
-def _parquet_rows(path: Path, file: BinaryIO | gzip.GzipFile, counts: Imported) -> Iterator[str]:
+def _parquet_rows(path: Path, file: BinaryIO | io.BufferedReader, counts: Imported) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 

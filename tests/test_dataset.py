@@ -11,12 +11,11 @@ import tyro
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat import dataset, paths
+from nanochat import dataset, paths, text_import
 from nanochat.command import UserError
 from nanochat.dataset import (
     Config,
     default_source,
-    fetch_shards,
     iterate_documents,
     list_parquet_files,
     read_row_group,
@@ -24,6 +23,7 @@ from nanochat.dataset import (
     split_files,
     write_shards,
 )
+from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
 
 def documents_of(source: str) -> tuple[list[str], list[str]]:
@@ -155,38 +155,6 @@ def test_a_shard_with_a_damaged_row_group_is_named(base_dir: Path) -> None:
         read_row_group(path, 0)
 
 
-def test_the_validation_shard_is_fetched_first_and_always(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def fake_download(url: str, path: Path) -> Path:
-        asked.append(url)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.table({"text": [path.name]}), path)
-        return path
-
-    monkeypatch.setattr(dataset, "download", fake_download)
-    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
-    files = fetch_shards(2, workers=2)
-    assert [path.name for path in files] == ["shard_00000.parquet", "shard_00001.parquet", "shard_01822.parquet"]
-    folder = "https://mirror.example/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main/"
-    assert asked[0] == folder + "shard_01822.parquet"
-    assert sorted(asked[1:]) == [folder + "shard_00000.parquet", folder + "shard_00001.parquet"]
-    assert list(iterate_documents("val")) == ["shard_01822.parquet"]
-
-
-def test_a_failing_fetch_of_one_shard_ends_the_command(base_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake_download(url: str, path: Path) -> Path:
-        if "01822" not in url:
-            raise UserError("no such shard")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}), path)
-        return path
-
-    monkeypatch.setattr(dataset, "download", fake_download)
-    with pytest.raises(UserError, match="no such shard"):
-        fetch_shards(8)
-
-
 @pytest.mark.parametrize("count", [0, -2, 1823])
 def test_an_impossible_number_of_shards_is_told_the_possible_ones(count: int, base_dir: Path) -> None:
     with pytest.raises(UserError, match="1 to 1822"):
@@ -221,7 +189,7 @@ def test_a_dry_run_writes_nothing(base_dir: Path, tmp_path: Path, capsys: pytest
     (tmp_path / "a.txt").write_text("text", encoding="utf-8")
     dataset.main(Config(import_paths=(tmp_path / "a.txt",), dry_run=True))
     dataset.main(Config(num_files=8, dry_run=True))
-    assert "9 shards asked for, 9 to fetch" in capsys.readouterr().out
+    assert "fineweb-edu: 9 shards to fetch, about 900 MB" in capsys.readouterr().out
     assert not base_dir.exists()
 
 
@@ -247,6 +215,49 @@ def test_what_is_here_is_said_also_when_there_is_a_choice_to_make(
     write_shards(["a b"], "fineweb-edu")
     dataset.main(Config())
     assert "commands read 'fineweb-edu'" in capsys.readouterr().out
+
+
+def test_repeated_documents_are_dropped_and_counted_and_standard_input_is_read(
+    base_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [json.dumps({"text": text}) + "\n" for text in ("one two", "three four", "one two", " ", "one two")]
+    (tmp_path / "in").write_text("".join(rows), encoding="utf-8")
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        dataset.main(Config(import_paths=(text_import.STDIN,)))
+    printed = capsys.readouterr().out
+    assert "2 documents, 17 characters" in printed
+    assert "1 empty documents and 2 repeated ones were left out" in printed
+    assert default_source() == "stdin"
+
+
+def test_the_survey_counts_documents_characters_and_tokens_and_shows_some(
+    base_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"Document {i} says  é\n" for i in range(1000)]
+    write_shards(texts, "own", shard_chars=5000, row_group_rows=50)
+    dataset.main(Config(info=True))
+    printed = capsys.readouterr().out
+    assert f"950 training and 50 validation documents, {sum(map(len, texts)):,} characters, 0.0 MB" in printed
+    assert printed.count("'Document ") == 3
+    assert "says é'" in printed
+    assert "python -m scripts.tok_train" in printed
+    RustBPETokenizer.train_from_iterator(texts, vocab_size=300).save(paths.tokenizer_dir())
+    tokenizer = get_tokenizer()
+    tokens = sum(len(tokenizer.encode(text)) for text in texts)
+    dataset.main(Config(info=True, source="own"))
+    assert f" {tokens:,} tokens of this tokenizer" in capsys.readouterr().out
+    monkeypatch.setattr(dataset, "SURVEY_BYTES", 5000)
+    found = dataset.survey("own", tokenizer)
+    assert 0 < found.share < 1
+    assert found.characters == pytest.approx(sum(map(len, texts)), rel=0.05)
+    assert found.tokens == pytest.approx(tokens, rel=0.05)
+    assert (found.training, found.validation) == (950, 50)
+
+
+def test_fetching_and_importing_at_once_is_refused(base_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give one of them"):
+        dataset.main(Config(num_files=2, import_paths=(tmp_path,)))
 
 
 def test_flags_are_those_that_people_know() -> None:

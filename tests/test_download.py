@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -73,6 +74,18 @@ def answer(
     handler.wfile.write(content[begin : len(content) - (cut or 0)])
 
 
+def stall(handler: BaseHTTPRequestHandler, begin: int) -> None:
+    """Send two thirds, then nothing until the other side has gone."""
+    handler.send_response(206 if begin else 200)
+    if begin:
+        handler.send_header("Content-Range", f"bytes {begin}-{len(CONTENT) - 1}/{len(CONTENT)}")
+    handler.send_header("Content-Length", str(len(CONTENT) - begin))
+    handler.end_headers()
+    handler.wfile.write(CONTENT[begin : begin + 2 * CHUNK_BYTES])
+    handler.wfile.flush()
+    handler.connection.recv(1)
+
+
 def status(code: int, **headers: str) -> Callable[[BaseHTTPRequestHandler, int], None]:
     def respond(handler: BaseHTTPRequestHandler, begin: int) -> None:
         handler.send_response(code)
@@ -88,6 +101,7 @@ BEHAVIOURS: dict[str, Callable[[BaseHTTPRequestHandler, int], None]] = {
     "good": answer,
     "truncates": lambda handler, begin: answer(handler, begin, cut=CHUNK_BYTES),
     "drops": lambda handler, begin: None,
+    "stalls": lambda handler, begin: stall(handler, begin),
     "fails": status(500),
     "busy": status(429, Retry_After="7"),
     "missing": status(404),
@@ -129,6 +143,33 @@ def test_a_truncated_answer_is_continued_where_it_ended(server: Server, tmp_path
     begun = int(str(server.ranges[1]).removeprefix("bytes=").rstrip("-"))
     assert 0 < begun <= len(CONTENT) - CHUNK_BYTES
     assert 1 <= slept[0] <= 2
+
+
+def test_a_server_that_stalls_is_given_up_and_asked_for_the_rest(server: Server, tmp_path: Path) -> None:
+    path, slept = fetch(server, tmp_path, "stalls", sha256=SHA256, stall_seconds=0.2)
+    assert_whole(path)
+    assert server.ranges == [None, f"bytes={2 * CHUNK_BYTES}-"]
+    assert len(slept) == 1
+
+
+def test_a_disk_without_room_is_told_before_a_byte_is_written(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def room(free: int) -> None:
+        usage = shutil.disk_usage(tmp_path)._replace(free=free)
+        monkeypatch.setattr("nanochat.download.shutil.disk_usage", lambda path: usage)
+
+    room(len(CONTENT) - 1)
+    with pytest.raises(UserError, match=r"needs 3 MB and .* has 3 MB left: make room, or set NANOCHAT_BASE_DIR"):
+        fetch(server, tmp_path)
+    assert len(server.ranges) == 1
+    assert [p.name for p in (tmp_path / "deep").iterdir() if p.suffix != ".lock"] == []
+    room(len(CONTENT))
+    with pytest.raises(UserError, match="in 1 attempts"):
+        fetch(server, tmp_path, "good", "truncates", attempts=1)
+    room(2 * CHUNK_BYTES)  # enough for the rest
+    path, _ = fetch(server, tmp_path)
+    assert_whole(path)
 
 
 def test_a_later_run_continues_the_part_of_an_earlier_one(server: Server, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A person's own files: every kind is read, invalid UTF-8 is counted, the unreadable is named with file and line."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -8,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from nanochat.command import UserError
-from nanochat.text_import import PIECE_CHARS, Imported, import_documents, list_text_files
+from nanochat.text_import import PIECE_CHARS, STDIN, Imported, import_documents, list_text_files
 
 
 def read(*given: Path) -> tuple[list[str], Imported]:
@@ -60,6 +61,50 @@ def test_parquet_and_gzip_are_read(tmp_path: Path) -> None:
     assert counts.empty == 1
 
 
+def zstd(content: bytes) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return bytes(sink.getvalue())
+
+
+def test_zstd_is_read_also_of_several_frames_and_around_parquet(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(zstd(b'{"text": "one"}\n') + zstd(b'{"text": "two"}\n'))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["three"]}), tmp_path / "b.parquet")
+    (tmp_path / "b.parquet.zst").write_bytes(zstd((tmp_path / "b.parquet").read_bytes()))
+    (tmp_path / "b.parquet").unlink()
+    (tmp_path / "c.txt.zst").write_bytes(zstd(b"four \xff"))
+    documents, counts = read(tmp_path)
+    assert documents == ["one", "two", "three", "four \ufffd"]
+    assert counts.replaced == 1
+
+
+def test_a_document_that_came_before_is_left_out_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "one"}\n', encoding="utf-8")
+    (tmp_path / "b.txt").write_text("two", encoding="utf-8")
+    (tmp_path / "c.txt").write_text("two ", encoding="utf-8")
+    documents, counts = read(tmp_path)
+    assert documents == ["one", "two", "two "]
+    assert counts == Imported(documents=3, characters=10, duplicates=2)
+
+
+@pytest.mark.parametrize("packed", [bytes, gzip.compress, zstd])
+def test_standard_input_is_text_or_jsonl_however_packed(
+    packed: Callable[[bytes], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for content, expected in ((b"plain\ntext", ["plain\ntext"]), (b' {"text": "a"}\n{"text": "b"}\n', ["a", "b"])):
+        (tmp_path / "in").write_bytes(packed(content))
+        with (tmp_path / "in").open() as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            assert read(STDIN)[0] == expected
+            assert not stdin.closed
+    (tmp_path / "in").write_bytes(b"")
+    with (tmp_path / "in").open() as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        with pytest.raises(UserError, match="nothing came by standard input"):
+            read(STDIN)
+
+
 def test_a_parquet_column_of_bytes_is_repaired(tmp_path: Path) -> None:
     table = tmp_path / "t.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([b"a\xffb"], pyarrow.binary())}), table)
@@ -86,6 +131,8 @@ def test_a_folder_gives_its_known_files_in_order_without_hidden_ones(tmp_path: P
         ("a.jsonl", b"[1]\n", r"a.jsonl line 1 has no field 'text'.*it has list"),
         ("a.txt.gz", b"not packed", "a.txt.gz cannot be unpacked"),
         ("a.txt.gz", gzip.compress(b"text " * 1000)[:-12], "a.txt.gz cannot be unpacked"),
+        ("a.txt.zst", b"not packed", "a.txt.zst cannot be unpacked"),
+        ("a.txt.zst", zstd(b"text " * 1000)[:-2], "a.txt.zst cannot be unpacked"),
         ("a.parquet", b"PAR1", "a.parquet is no readable parquet file"),
     ],
 )
