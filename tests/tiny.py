@@ -8,6 +8,7 @@ import torch
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
 from nanochat.kv_cache import KVCache
+from nanochat.plan import TrainPlan, plan_training
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
 
@@ -41,6 +42,13 @@ def tiny_model(sequence_len: int = 64, seed: int = 0, **sizes: int) -> GPT:
     """A random model over the tiny tokenizer's vocabulary, its keys shared by two heads."""
     given = {"n_layer": 2, "n_head": 4, "n_kv_head": 2, "n_embd": 32, **sizes}
     return random_model(GPTConfig(sequence_len, tiny_tokenizer().get_vocab_size(), **given), seed)
+
+
+def plan_of(model: GPT, **given: int) -> TrainPlan:
+    """A plan of ten steps."""
+    flags = {"device_batch_size": 2, "world_size": 1, "total_batch_size": None, "num_iterations": 10, **given}
+    rates = {"matrix_lr": 0.02, "embedding_lr": 0.2, "unembedding_lr": 0.004}
+    return plan_training(model.config, target_param_data_ratio=1.0, **rates, **flags)  # type: ignore[arg-type]
 
 
 class Reciter:
