@@ -26,9 +26,15 @@ def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return torch.cat((first * cosine + second * sine, second * cosine - first * sine), dim=-1)
 
 
+def window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor:
+    """Which of T tokens each may see, (T, T): itself and the `window` - 1 before it."""
+    back = torch.arange(tokens, device=device).unsqueeze(1) - torch.arange(tokens, device=device)
+    return (back >= 0) & (back < window)
+
+
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
     """Scaled dot-product attention of q (B, H, T, D) over k and v (B, H_kv, S, D); heads share keys in groups.
 
-    `mask` (B, 1, T, S) is True where a token may look; `causal` says it for T = S without a mask.
+    `mask` (B, 1, T, S) or (T, S) is True where a token may look; `causal` says it for T = S without a mask.
     """
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=k.size(1) != q.size(1))

@@ -15,12 +15,13 @@ from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from nanochat.attention import attend, rotary_table, rotate
+from nanochat.attention import attend, rotary_table, rotate, window_mask
 from nanochat.chunked_loss import capped_logits, chunked_cross_entropy
 from nanochat.gpt_config import GPTConfig
 from nanochat.kv_cache import KVCache
+from nanochat.tricks import Tricks
 
-Role = Literal["matrix", "embedding", "unembedding"]
+Role = Literal["matrix", "embedding", "unembedding", "scalar"]
 IGNORED_TARGET = -1
 
 
@@ -68,25 +69,38 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
-        self.eps = config.norm_eps
+        self.eps, self.windows = config.norm_eps, config.windows
         self.c_q = Linear(config.n_embd, config.n_head * config.head_dim)
         self.c_k = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.c_proj = Linear(config.n_head * config.head_dim, config.n_embd)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, cache: KVCache | None, layer: int) -> torch.Tensor:
-        """(B, T, C) to (B, T, C); with a cache the keys and values of earlier calls are seen too."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: torch.Tensor,
+        cache: KVCache | None,
+        layer: int,
+        more_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """(B, T, C) to (B, T, C); with a cache the keys and values of earlier calls are seen too.
+
+        `more_values` (B, T, H_kv x D) are added to the values.
+        """
         rows, tokens, _ = x.shape
+        window = self.windows[layer]
         q = self.c_q(x).view(rows, tokens, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
         k = self.c_k(x).view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
-        v = self.c_v(x).view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
+        v = self.c_v(x) if more_values is None else self.c_v(x) + more_values.to(x.dtype)
+        v = v.view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
         q, k = rms_norm(rotate(q, rotary), self.eps), rms_norm(rotate(k, rotary), self.eps)
         if cache is None or max(cache.lengths) == 0:
             if cache is not None:
                 cache.write(layer, k, v)
-            y = attend(q, k, v, None, causal=True)
+            narrow = None if window is None or tokens <= window else window_mask(tokens, window, x.device)
+            y = attend(q, k, v, narrow, causal=narrow is None)
         else:
-            mask = cache.mask(tokens)
+            mask = cache.mask(tokens, window)
             k, v = cache.write(layer, k, v)
             y = attend(q, k, v, mask, causal=False)
         return self.c_proj(y.transpose(1, 2).reshape(rows, tokens, -1))
@@ -117,9 +131,16 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, x: torch.Tensor, rotary: torch.Tensor, cache: KVCache | None, layer: int) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: torch.Tensor,
+        cache: KVCache | None,
+        layer: int,
+        more_values: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(rms_norm(x, self.eps), rotary, cache, layer)
+        x = x + self.attn(rms_norm(x, self.eps), rotary, cache, layer, more_values)
         return x + self.mlp(rms_norm(x, self.eps))
 
 
@@ -143,6 +164,7 @@ class GPT(nn.Module):
         self.dtype = dtype
         self.activation_checkpointing = False  # keep only each layer's input, and compute the rest again in backward
         self.transformer = Transformer(config)
+        self.tricks = Tricks(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
         table = rotary_table(config.sequence_len, config.head_dim, config.rope_base, self.lm_head.weight.device)
         self.register_buffer("rotary", table, persistent=False)
@@ -157,12 +179,14 @@ class GPT(nn.Module):
         """Fill every parameter: the same values for the same seed on every device.
 
         Projections back into the stream start at zero, so every block starts as the identity; the others uniform
-        with deviation 1/sqrt(width); the head almost zero, so the first loss is ln V.
+        with deviation 1/sqrt(width); the head almost zero, so the first loss is ln V; tricks so that they do nothing.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             values = torch.zeros(parameter.shape)
-            if name == "lm_head.weight":
+            if name.startswith("tricks."):
+                values.fill_(Tricks.initial(name.removeprefix("tricks.")))
+            elif name == "lm_head.weight":
                 values.normal_(0.0, 0.001, generator=generator)
             elif name == "transformer.wte.weight":
                 values.normal_(0.0, 1.0, generator=generator)
@@ -174,6 +198,7 @@ class GPT(nn.Module):
     def roles(self) -> dict[str, Role]:
         """What each parameter is, by name: the optimizer treats them by their role."""
         special: dict[str, Role] = {"transformer.wte.weight": "embedding", "lm_head.weight": "unembedding"}
+        special |= {f"tricks.{name}": Tricks.role(name) for name, _ in self.tricks.named_parameters()}
         return {name: special.get(name, "matrix") for name, _ in self.named_parameters()}
 
     def cast_(self, dtype: torch.dtype) -> "GPT":
@@ -196,16 +221,32 @@ class GPT(nn.Module):
             rotary = self.rotary[:, :tokens]  # (2, T, D/2)
         else:
             rotary = self.rotary[:, cache.positions(tokens)].unsqueeze(2)  # (2, B, 1, T, D/2)
-        x = rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
+        x = middle = start = self._embed(idx, cache)
         again = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.transformer.h):
+            if layer == self.tricks.middle:
+                middle = x
+            x, values = self.tricks.enter(x, start, layer), self.tricks.values(idx, layer)
             if again:
-                x = checkpoint(block, x, rotary, None, layer, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, rotary, None, layer, values, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, rotary, cache, layer)
+                x = block(x, rotary, cache, layer, values)
         if cache is not None:
             cache.advance(tokens)
-        return rms_norm(x, self.config.norm_eps)
+        return rms_norm(self.tricks.leave(x, middle), self.config.norm_eps)
+
+    def _embed(self, idx: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+        """Ids (B, T) to the start of the stream (B, T, C)."""
+        x = rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
+        if not self.config.looks_back:
+            return x
+        if cache is None:
+            last, before = torch.full_like(idx[:, 0], -1), torch.zeros_like(x[:, :1])
+        else:
+            last = cache.take_ids(idx)
+            before = self.transformer.wte(last.clamp_min(0)).to(self.dtype).unsqueeze(1)  # (B, 1, C)
+            before = rms_norm(before, self.config.norm_eps) * (last >= 0).view(-1, 1, 1)
+        return self.tricks.embed(x, before, idx, last)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., V) in float32."""

@@ -9,10 +9,23 @@ from typing import Literal
 
 from nanochat.command import UserError
 
+SMEAR_CHANNELS = 24
+"""Channels of a token's embedding that decide how much of the previous one it takes."""
+
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "default": {},
+    "portable": {"mlp": "swiglu", "logit_softcap": None},
+    "fast": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True},
+}
+"""By the name that `--arch` gives them: the fields of GPTConfig in which they differ from its defaults."""
+
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes and switches of a GPT. `n_kv_head` below `n_head` is grouped-query attention."""
+    """Sizes and switches of a GPT. `n_kv_head` below `n_head` is grouped-query attention.
+
+    Those from `value_embeddings` on are tricks that other engines do not know; see `tricks`.
+    """
 
     sequence_len: int = 1024
     vocab_size: int = 50304
@@ -24,6 +37,18 @@ class GPTConfig:
     logit_softcap: float | None = 15.0
     rope_base: float = 10_000.0
     norm_eps: float = 1e-6
+    value_embeddings: bool = False
+    """A table of values by token, added in every other layer, the last among them."""
+    residual_scalars: bool = False
+    """Two learned numbers a layer: its input is so much of the stream and so much of the stream's start."""
+    smear: bool = False
+    """A gated share of the previous token's embedding."""
+    backout: bool = False
+    """A learned share of the middle of the stream is taken away at its end."""
+    window_pattern: str = "L"
+    """A letter a layer, from the first on and repeated: L sees all, S a quarter of the context; the last sees all."""
+    bigram_rows: int = 0
+    """Rows of a table of embeddings by pairs of neighbours, hashed; 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("sequence_len", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd"):
@@ -35,11 +60,37 @@ class GPTConfig:
             raise UserError(f"rotary embeddings need an even head size, got {self.head_dim}")
         if self.n_head % self.n_kv_head:
             raise UserError(f"{self.n_head} heads do not share {self.n_kv_head} key-value heads evenly")
+        if self.bigram_rows < 0:
+            raise UserError(f"bigram_rows must be 0 or more, got {self.bigram_rows}")
+        if not self.window_pattern or set(self.window_pattern) - set("SL"):
+            raise UserError(f"window_pattern is made of the letters S and L, got {self.window_pattern!r}")
 
     @property
     def head_dim(self) -> int:
         """Channels per head."""
         return self.n_embd // self.n_head
+
+    @property
+    def kv_dim(self) -> int:
+        """Channels of all key-value heads."""
+        return self.n_kv_head * self.head_dim
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether the embedding needs the token before."""
+        return self.smear or self.bigram_rows > 0
+
+    @property
+    def value_layers(self) -> list[int]:
+        """The layers with value embeddings."""
+        return [layer for layer in range(self.n_layer) if self.value_embeddings and (self.n_layer - layer) % 2]
+
+    @property
+    def windows(self) -> list[int | None]:
+        """How many tokens each layer's attention sees, a token itself among them; None: all of the context."""
+        letters = [self.window_pattern[layer % len(self.window_pattern)] for layer in range(self.n_layer - 1)]
+        short = -(-self.sequence_len // 4)
+        return [short if letter == "S" else None for letter in letters] + [None]
 
     @property
     def mlp_dim(self) -> int:
@@ -55,17 +106,29 @@ class GPTConfig:
 
     @property
     def num_params(self) -> int:
-        """All parameters: embedding, layers, head."""
-        return self.matrix_params + 2 * self.vocab_size * self.n_embd
+        """All parameters: embedding, layers, head, and those of the tricks."""
+        return self.matrix_params + 2 * self.vocab_size * self.n_embd + self.trick_params
+
+    @property
+    def trick_params(self) -> int:
+        """Parameters that the default architecture does not have."""
+        tables = len(self.value_layers) * self.vocab_size * self.kv_dim + self.bigram_rows * self.n_embd
+        scalars = 2 * self.n_layer * self.residual_scalars + (self._gate + 1) * self.smear + self.backout
+        return tables + scalars
+
+    @property
+    def _gate(self) -> int:
+        return min(SMEAR_CHANNELS, self.n_embd)
 
     @property
     def flops_per_token(self) -> int:
-        """Training FLOPs per token: 6 per matmul parameter, and 12 x layers x width x context for attention.
+        """Training FLOPs per token: 6 per matmul parameter, and 12 x width x what it sees for each layer's attention.
 
-        The count of PaLM (arXiv:2204.02311, appendix B), causal attention not halved.
+        The count of PaLM (arXiv:2204.02311, appendix B), causal attention not halved; tables cost none.
         """
-        matmul = self.matrix_params + self.vocab_size * self.n_embd
-        return 6 * matmul + 12 * self.n_layer * self.n_embd * self.sequence_len
+        matmul = self.matrix_params + self.vocab_size * self.n_embd + self._gate * self.smear
+        seen = sum(window or self.sequence_len for window in self.windows)
+        return 6 * matmul + 12 * self.n_embd * seen
 
     def kv_cache_bytes(self, rows: int, tokens: int, bytes_per_value: int = 2) -> int:
         """Bytes that the keys and values of `rows` sequences of `tokens` take."""
@@ -83,8 +146,8 @@ def config_for_depth(
 
     Heads are of 128 channels where that divides the width and leaves at least four heads, else of 64.
     """
-    if arch not in ("default", "portable"):
-        raise UserError(f"no architecture is called {arch!r}; there are default and portable")
+    if arch not in ARCHITECTURES:
+        raise UserError(f"no architecture is called {arch!r}; there are {', '.join(ARCHITECTURES)}")
     if depth < 1:
         raise UserError(f"--depth must be at least 1, got {depth}")
     width = 64 * depth
@@ -93,7 +156,6 @@ def config_for_depth(
     if head_dim < 1 or width % head_dim:
         raise UserError(f"--head_dim={head_dim} does not divide the width {width} of depth {depth}")
     heads = width // head_dim
-    portable = {"mlp": "swiglu", "logit_softcap": None} if arch == "portable" else {}
     return GPTConfig(
         sequence_len=sequence_len,
         vocab_size=vocab_size,
@@ -101,5 +163,5 @@ def config_for_depth(
         n_head=heads,
         n_kv_head=heads,
         n_embd=width,
-        **portable,  # type: ignore[arg-type]
+        **ARCHITECTURES[arch],  # type: ignore[arg-type]
     )

@@ -14,6 +14,7 @@ class KVCache:
     def __init__(self, config: GPTConfig, rows: int, device: torch.device, dtype: torch.dtype, capacity: int = 128):
         shape = (2, rows, config.n_kv_head, capacity, config.head_dim)
         self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.ids = torch.full((rows, capacity), -1, device=device) if config.looks_back else None  # (B, S)
         self.lengths = [0] * rows
 
     @property
@@ -38,6 +39,8 @@ class KVCache:
             return
         extra = max(needed - self.capacity, self.capacity // 2)
         self.layers = [torch.nn.functional.pad(layer, (0, 0, 0, extra)) for layer in self.layers]
+        if self.ids is not None:
+            self.ids = torch.nn.functional.pad(self.ids, (0, extra), value=-1)
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Put keys and values (B, H, T, D) behind what each row holds; returns all of them (B, H, longest + T, D).
@@ -57,14 +60,28 @@ class KVCache:
         end = longest + new_tokens
         return store[0, :, :, :end], store[1, :, :, :end]
 
-    def mask(self, new_tokens: int) -> torch.Tensor | None:
-        """Which of the keys each new token may see, (B, 1, T, longest + T); None when that is all of them."""
+    def take_ids(self, idx: torch.Tensor) -> torch.Tensor:
+        """Note the new ids (B, T); returns the id (B,) before them in each row, -1 where there is none."""
+        assert self.ids is not None, "this model does not look at ids before"
+        rows = torch.arange(self.rows, device=idx.device)
+        at = self.positions(idx.size(1))
+        last = self.ids[rows, (at[:, 0] - 1).clamp_min(0)].where(at[:, 0] > 0, -1)
+        self.ids[rows.unsqueeze(1), at] = idx
+        return last
+
+    def mask(self, new_tokens: int, window: int | None = None) -> torch.Tensor | None:
+        """Which of the keys each new token may see, (B, 1, T, longest + T); None when that is all of them.
+
+        With a `window` it sees no more than so many, itself among them.
+        """
         longest = max(self.lengths)
-        if new_tokens == 1 and min(self.lengths) == longest:
-            return None
-        seen = self.positions(new_tokens)
+        if window is None or longest + new_tokens <= window:
+            window = longest + new_tokens
+            if new_tokens == 1 and min(self.lengths) == longest:
+                return None
+        seen = self.positions(new_tokens).unsqueeze(2)
         keys = torch.arange(longest + new_tokens, device=seen.device)
-        return (keys <= seen.unsqueeze(2)).unsqueeze(1)
+        return ((keys <= seen) & (keys > seen - window)).unsqueeze(1)
 
     def advance(self, new_tokens: int) -> None:
         """Count `new_tokens` as held, in every row."""
@@ -80,4 +97,6 @@ class KVCache:
         """Keep the rows named, in that order; naming a row twice copies it."""
         index = torch.tensor(rows, device=self.layers[0].device)
         self.layers = [layer.index_select(1, index) for layer in self.layers]
+        if self.ids is not None:
+            self.ids = self.ids.index_select(0, index)
         self.lengths = [self.lengths[row] for row in rows]

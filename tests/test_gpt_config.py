@@ -35,6 +35,21 @@ def test_arch_portable_is_the_switches_of_qwen3() -> None:
     assert portable.num_params == pytest.approx(default.num_params, rel=0.02)
 
 
+def test_the_default_architecture_has_no_trick_and_fast_has_some() -> None:
+    assert config_for_depth(4, 1000, 128).trick_params == 0
+    fast = config_for_depth(4, 1000, 128, arch="fast")
+    assert fast.trick_params == 2 * 1000 * 256 + 2 * 4 + 25 + 1
+    assert (fast.mlp, fast.logit_softcap) == ("relu2", 15.0)
+
+
+def test_windows_follow_the_pattern_and_the_last_layer_sees_all() -> None:
+    config = GPTConfig(30, 100, 7, 2, 2, 8, window_pattern="SSL")
+    assert config.windows == [8, 8, None, 8, 8, None, None]
+    assert GPTConfig(30, 100, 3, 2, 2, 8).windows == [None] * 3
+    full = GPTConfig(30, 100, 7, 2, 2, 8)
+    assert full.flops_per_token - config.flops_per_token == 12 * 8 * 4 * (30 - 8)
+
+
 def test_depth_20_has_the_parameters_flops_and_cache_that_are_counted_by_hand() -> None:
     config = config_for_depth(20, vocab_size=65_536, sequence_len=2048)
     matrices = 20 * (4 * 1280**2 + 2 * 4 * 1280**2)
@@ -69,6 +84,9 @@ def test_a_config_survives_json() -> None:
         ({"n_embd": 770}, "the width 770 does not divide into 6 heads"),
         ({"n_embd": 18}, "rotary embeddings need an even head size, got 3"),
         ({"n_kv_head": 4}, "6 heads do not share 4 key-value heads evenly"),
+        ({"bigram_rows": -1}, "bigram_rows must be 0 or more, got -1"),
+        ({"window_pattern": "SXL"}, "window_pattern is made of the letters S and L, got 'SXL'"),
+        ({"window_pattern": ""}, "window_pattern is made of the letters S and L, got ''"),
     ],
 )
 def test_impossible_sizes_are_refused_in_one_sentence(sizes: dict[str, int], message: str) -> None:
@@ -93,5 +111,5 @@ def test_impossible_depths_are_refused_in_one_sentence(depth: int, head_dim: int
 
 
 def test_an_unknown_architecture_is_refused() -> None:
-    with pytest.raises(UserError, match="no architecture is called 'portabel'; there are default and portable"):
+    with pytest.raises(UserError, match="no architecture is called 'portabel'; there are default, portable, fast"):
         config_for_depth(4, 1000, 128, arch="portabel")
