@@ -11,7 +11,7 @@ scripts are the doors and nothing imports a door; tasks stand beside and see flo
 1 tokens     shard_writer text_import chat_format tokenizer_files tokenizer_base huggingface_tokenizer tokenizer dataset
              document_stream tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats tinyworld
 0 ground     paths command log signals guards download hub_shards hardware gpt_config schedule plan forecast
-             calculator execution conversation curves report packing
+             calculator execution conversation curves run_curves report packing
 
 A line knows its room by one question: what must be there for it to run? Only numbers: ground. A vocabulary: tokens.
 A device: machine. Weights: model. A checkpoint or a task: behaviour. A person: a script.

@@ -7,6 +7,10 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 # what a metrics.jsonl holds besides the curves: positions, clocks, settings, and means that are drawn here anyway
 NO_CURVES = re.compile(
@@ -27,14 +31,14 @@ def curves(metrics: Sequence[Mapping[str, object]]) -> tuple[str, dict[str, tupl
 
     A record that tells only its step stands at the tokens that another record of that step tells.
     """
-    tokens = {_number(r.get("step")): _number(r["tokens"]) for r in metrics if _number(r.get("tokens")) is not None}
+    tokens = {number(r.get("step")): number(r["tokens"]) for r in metrics if number(r.get("tokens")) is not None}
     over = "tokens" if tokens else "step"
     found: dict[str, tuple[list[float], list[float]]] = {}
     for record in metrics:
-        step = _number(record.get("step"))
-        x = _number(record.get(over, tokens.get(step, 0.0 if step == 0 else None)))
+        step = number(record.get("step"))
+        x = number(record.get(over, tokens.get(step, 0.0 if step == 0 else None)))
         for key, value in record.items():
-            y = _number(value)
+            y = number(value)
             if x is not None and y is not None and not NO_CURVES.fullmatch(key):
                 xs, ys = found.setdefault(key, ([], []))
                 xs.append(x)
@@ -43,7 +47,7 @@ def curves(metrics: Sequence[Mapping[str, object]]) -> tuple[str, dict[str, tupl
     return over, {key: found[key] for key in [*first, *(key for key in found if key not in first)]}
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
     """`value` if it is a finite number (a bool is none)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -61,7 +65,7 @@ def running_mean(ys: Sequence[float], decay: float = 0.9) -> list[float]:
 
 def draw_curves(metrics: Sequence[Mapping[str, object]], title: str, path: Path) -> bool:
     """Draw the curves side by side as a PNG; whether there was anything to draw."""
-    over, found = curves(metrics)
+    along, found = curves(metrics)
     drawn = list(found.items())[:MOST_CURVES]
     if not drawn:
         return False
@@ -82,13 +86,18 @@ def draw_curves(metrics: Sequence[Mapping[str, object]], title: str, path: Path)
         if many:
             axes.plot(xs, running_mean(ys), color="#1f4e8c", linewidth=2)
         axes.set_title(NAMES.get(key, key.replace("_at_", "@").replace("_", " ")), fontsize=10)
-        axes.set_xlabel(over)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=over == "step"))
+        axes.set_xlabel(along)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=along == "step"))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
+    save(canvas, path)
+    return True
+
+
+def save(canvas: "FigureCanvasAgg", path: Path) -> None:
+    """Write a figure's canvas as PNG, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         canvas.print_png(file)
     part.replace(path)
-    return True

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nanochat import calibration, hardware
-from nanochat.attention import rotary_table
 from nanochat.command import UserError
 from nanochat.forecast import Corner, forecast, row_candidates, rows_that_fit
 from nanochat.gpt import GPT
@@ -105,10 +104,8 @@ class Stage:
     """A model, its optimizer and a batch of ids, on one rank: what is rehearsed with."""
 
     def __init__(self, config: GPTConfig, rows: int, runtime: Runtime, activation_checkpointing: bool):
-        with torch.device("meta"):
-            model = GPT(config, runtime.dtype)
-        self.model = model.to_empty(device=runtime.device)
-        self.model.rotary = rotary_table(config.sequence_len, config.head_dim, config.rope_base, runtime.device)
+        with torch.random.fork_rng(devices=[]):  # torch's embedding draws numbers when it is made
+            self.model = GPT(config, runtime.dtype).to(runtime.device)
         for parameter in self.model.parameters():  # constant and cheap: only time and memory are looked at
             torch.nn.init.constant_(parameter, 0.01)
         self.model.activation_checkpointing = activation_checkpointing

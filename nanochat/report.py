@@ -2,6 +2,7 @@
 
     python -m nanochat.report reset       # forget the sections of an earlier run, and start the clock
     python -m nanochat.report generate    # render, copy to ./report.md, print the table of scores
+    python -m nanochat.report plot d4 d6 other/metrics.jsonl --over=minutes    # runs beside each other, as a picture
 
 What a score means, and when one is taken, is not here.
 """
@@ -22,6 +23,7 @@ from nanochat import command, hardware, paths
 from nanochat.command import UserError
 from nanochat.curves import draw_curves
 from nanochat.log import is_main_rank, print0, read_metrics
+from nanochat.run_curves import Over, find_metrics, plot_runs
 
 Stage = Literal["base", "mid", "sft", "rl"]
 
@@ -311,17 +313,32 @@ def _clock(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Config:
-    """Render the report, or start a new one."""
+    """Render the report, start a new one, or draw runs beside each other."""
 
-    action: tyro.conf.Positional[Literal["generate", "reset"]] = "generate"
-    """`generate` writes report.md; `reset` forgets the sections and starts the clock."""
+    action: tyro.conf.Positional[Literal["generate", "reset", "plot"]] = "generate"
+    """`generate` writes report.md; `reset` forgets the sections and starts the clock; `plot` draws the runs named."""
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    """For plot: tags, `stage/tag`, folders or metrics.jsonl files."""
+    over: Over = "tokens"
+    """What the curves are drawn over."""
+    curves: tuple[str, ...] = ("loss", "val_bpb")
+    """Which fields of the metrics."""
+    out: Path = Path("runs.png")
+    """The picture that plot writes."""
     dry_run: bool = False
     """Print what would be done, and do nothing."""
 
 
 def main(config: Config) -> None:
     """Do what `config.action` says."""
-    if config.dry_run:
+    if config.runs and config.action != "plot":
+        raise UserError(f"{config.action} takes no runs, got {' '.join(config.runs)}; plot does")
+    if config.action == "plot":
+        if config.dry_run:
+            print0("would draw " + ", ".join(str(find_metrics(run)) for run in config.runs) + f" into {config.out}")
+        else:
+            print0(plot_runs(config.runs, config.over, config.curves, config.out))
+    elif config.dry_run:
         print0(f"would {config.action} the report in {paths.report_dir()}")
     elif config.action == "reset":
         reset()
