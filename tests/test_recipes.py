@@ -11,10 +11,16 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
+from nanochat.gpt_config import config_for_depth
+from nanochat.plan import shards_needed
+from nanochat.runtime import Runtime
+from scripts import base_train, tok_train
+
 ROOT = Path(__file__).parent.parent
-RECIPES = ["quickstart.sh", "speedrun.sh", "runs/laptop.sh"]
+RECIPES = ["quickstart.sh", "speedrun.sh", "runs/laptop.sh", "runs/d26.sh", "runs/d32.sh"]
 PIPELINE = ["tok_train", "tok_eval", "base_train", "base_loss", "base_eval", "mid_train", "chat_sft", "chat_rl"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -69,6 +75,21 @@ def test_every_stage_runs_in_the_order_of_the_pipeline(recipe: str, tmp_path: Pa
     assert run[-1] == "nanochat.report"
     judged = [flags[1] for module, flags in statements(recipe, tmp_path) if module == "scripts.chat_eval"]
     assert [stage for stage in judged if stage != "base"] == ["mid", "sft", "rl"]
+
+
+@pytest.mark.parametrize("recipe", ["speedrun.sh", "runs/d26.sh", "runs/d32.sh"])
+def test_a_big_recipe_fetches_the_text_that_its_plan_needs_and_little_more(recipe: str, tmp_path: Path) -> None:
+    ran = statements(recipe, tmp_path)
+    fetched = max(int(flags[1]) for module, flags in ran if module == "nanochat.dataset")
+    [vocab_size] = [
+        tyro.cli(tok_train.Config, args=flags).vocab_size for name, flags in ran if name == "scripts.tok_train"
+    ]
+    [base] = [tyro.cli(base_train.Config, args=flags) for name, flags in ran if name == "scripts.base_train"]
+    model = config_for_depth(base.depth, vocab_size, base.max_seq_len)
+    eight = Runtime(torch.device("cpu"), torch.float32, 0, 8)
+    plan = base_train.plan_of(base, model, eight, tmp_path)  # divides into rows x ranks, or it would be refused
+    assert shards_needed(plan.total_tokens) <= fetched <= 1.15 * shards_needed(plan.total_tokens)
+    assert plan.total_tokens == pytest.approx(20 * model.num_params, rel=0.001)
 
 
 def test_the_quickstart_asks_five_questions_and_says_how_to_chat(tmp_path: Path) -> None:
