@@ -31,7 +31,8 @@ class MuonOptions:
     """How Muon makes an update from a momentum."""
 
     method: Literal["newton_schulz", "polar_express"] = "newton_schulz"
-    variance_beta2: float | None = None
+    """How a matrix is made orthogonal."""
+    variance_beta2: float | None = 0.95
     """Decay of the running mean of squares by which rows (of wide matrices: columns) are evened out; None: not."""
     cautious: bool = False
     """Decay a weight only where its update does not let it grow (arXiv:2510.12402)."""

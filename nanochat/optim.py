@@ -22,14 +22,17 @@ from nanochat.runtime import Runtime
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates by role, and the decay of weights per unit of learning rate; scalars do not decay."""
+    """Learning rates by role, and the decay of weights per unit of learning rate."""
 
     matrix_lr: float = 0.02
     embedding_lr: float = 0.2
     unembedding_lr: float = 0.004
     weight_decay: float = 0.0
+    """Of matrices. The rates of embeddings are ten times theirs, and so would be their decay."""
     adam_betas: tuple[float, float] = (0.8, 0.95)
     adam_eps: float = 1e-10
+    adam_weight_decay: float = 0.0
+    """Of embeddings and head; scalars do not decay."""
     scalar_lr: float = 0.02
     muon: MuonOptions = field(default_factory=MuonOptions)
 
@@ -90,7 +93,6 @@ class MuonAdamW:
     def step(self, lr_multiplier: float = 1.0, momentum: float = 0.95, decay_multiplier: float = 1.0) -> None:
         """One update; every rate is multiplied by `lr_multiplier`, weight decay by `decay_multiplier` too."""
         self.steps += 1
-        decay = self.rates.weight_decay * decay_multiplier
         arriving: Iterable[_Moving] = (self._average(share) for share in self.shares)
         if self.world_size > 1:
             arriving = list(arriving)  # all are under way before the first one is used
@@ -99,9 +101,9 @@ class MuonAdamW:
             gradient = moving.wait()
             weights = self._slice(_whole(share, (self.parameters[name].data for name in share.names)))
             if share.role == "matrix":
-                self._muon(share.state, weights, gradient, lr_multiplier, momentum, decay)
+                self._muon(share.state, weights, gradient, lr_multiplier, momentum, decay_multiplier)
             else:
-                self._adamw(share, weights, gradient, lr_multiplier, decay)
+                self._adamw(share, weights, gradient, lr_multiplier, decay_multiplier)
             leaving.append(self._gather(weights))
         for share, moving in zip(self.shares, leaving, strict=True):
             self._put(share, moving.wait())
@@ -118,7 +120,7 @@ class MuonAdamW:
         gradients: torch.Tensor,
         lr_multiplier: float,
         momentum: float,
-        decay: float,
+        decay_multiplier: float,
     ) -> None:
         options = self.rates.muon
         buffer = state["momentum"].lerp_(gradients, 1 - momentum)
@@ -127,11 +129,16 @@ class MuonAdamW:
             even_out_(update, state["variance"], options.variance_beta2)
         rows, columns = update.shape[-2:]
         rate = self.rates.matrix_lr * lr_multiplier
-        decay_(weights, update, rate * decay, options.cautious)
+        decay_(weights, update, rate * self.rates.weight_decay * decay_multiplier, options.cautious)
         weights.sub_(update, alpha=rate * max(1.0, rows / columns) ** 0.5)
 
     def _adamw(
-        self, share: _Share, weights: torch.Tensor, gradient: torch.Tensor, lr_multiplier: float, decay: float
+        self,
+        share: _Share,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        lr_multiplier: float,
+        decay_multiplier: float,
     ) -> None:
         beta1, beta2 = self.rates.adam_betas
         rates = {
@@ -144,7 +151,7 @@ class MuonAdamW:
         second = share.state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         denominator = (second / (1 - beta2**self.steps)).sqrt_().add_(self.rates.adam_eps)
         if share.role != "scalar":
-            decay_(weights, first, rate * decay, self.rates.muon.cautious)
+            decay_(weights, first, rate * self.rates.adam_weight_decay * decay_multiplier, cautious=False)
         weights.addcdiv_(first, denominator, value=-rate / (1 - beta1**self.steps))
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """The optimizer against torch's own AdamW and Muon, alone and on two ranks, stopped and resumed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import CPU
@@ -22,7 +24,7 @@ def step(
 @pytest.mark.parametrize("betas", [(0.8, 0.95), (0.9, 0.999)])
 @pytest.mark.parametrize("decay", [0.0, 0.2])
 def test_embedding_and_head_are_updated_as_by_torchs_adamw(betas: tuple[float, float], decay: float) -> None:
-    rates = Rates(embedding_lr=0.1, unembedding_lr=0.03, weight_decay=decay, adam_betas=betas, adam_eps=1e-8)
+    rates = Rates(embedding_lr=0.1, unembedding_lr=0.03, adam_weight_decay=decay, adam_betas=betas, adam_eps=1e-8)
     ours = {name: p for name, p in parameters().items() if name in ("wte", "head")}
     theirs = {name: torch.nn.Parameter(p.detach().clone()) for name, p in ours.items()}
     optimizer = MuonAdamW(ours, {"wte": "embedding", "head": "unembedding"}, rates, CPU)
@@ -45,7 +47,7 @@ def test_embedding_and_head_are_updated_as_by_torchs_adamw(betas: tuple[float, f
 def test_matrices_are_updated_as_by_torchs_muon() -> None:
     """torch's Muon multiplies in bfloat16; its momentum, decay and scale of tall matrices are these."""
     runtime = Runtime(torch.device("cpu"), torch.bfloat16)
-    rates = Rates(matrix_lr=0.02, weight_decay=0.1)
+    rates = Rates(matrix_lr=0.02, weight_decay=0.1, muon=MuonOptions(variance_beta2=None))
     ours = {name: p for name, p in parameters().items() if SHAPES[name][1] == "matrix"}
     theirs = {name: torch.nn.Parameter(p.detach().clone()) for name, p in ours.items()}
     optimizer = MuonAdamW(ours, dict.fromkeys(ours, "matrix"), rates, runtime)
@@ -63,7 +65,9 @@ def test_matrices_are_updated_as_by_torchs_muon() -> None:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_scalar_is_updated_by_adamw_and_does_not_decay(momentum: float) -> None:
     ours, theirs = (torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5])) for _ in range(2))
-    optimizer = MuonAdamW({"gain": ours}, {"gain": "scalar"}, Rates(weight_decay=0.5, scalar_lr=0.07), CPU)
+    optimizer = MuonAdamW(
+        {"gain": ours}, {"gain": "scalar"}, Rates(weight_decay=0.5, adam_weight_decay=0.5, scalar_lr=0.07), CPU
+    )
     reference = torch.optim.AdamW([theirs], lr=0.07, betas=(0.8, 0.95), eps=1e-10, weight_decay=0.0)
     for number in range(5):
         ours.grad = torch.randn(3, generator=torch.Generator().manual_seed(number))
@@ -78,7 +82,7 @@ def test_the_multiplier_of_decay_is_one_of_the_rates_decay() -> None:
     for decay, multiplier in ((0.2, 0.5), (0.1, 1.0)):
         weights = parameters()
         roles = {name: role for name, (_, role) in SHAPES.items()}
-        optimizer = MuonAdamW(weights, roles, Rates(weight_decay=decay), CPU)
+        optimizer = MuonAdamW(weights, roles, Rates(weight_decay=decay, adam_weight_decay=decay), CPU)
         for name, parameter in weights.items():
             parameter.grad = gradient(name, 0, 0)
         optimizer.step(decay_multiplier=multiplier)
@@ -145,7 +149,8 @@ def slow_muon(
 
 def test_every_matrix_is_updated_as_by_a_slow_muon() -> None:
     weights = parameters()
-    optimizer = optimizer_of(weights, CPU)
+    rates = replace(RATES, muon=MuonOptions(variance_beta2=None))
+    optimizer = MuonAdamW(weights, {name: role for name, (_, role) in SHAPES.items()}, rates, CPU)
     for number in range(STEPS):
         step(optimizer, weights, number)
     for name in ("a", "b", "c", "d"):
@@ -183,6 +188,7 @@ def test_a_state_is_a_copy_and_lists_what_each_parameter_has() -> None:
     assert all(torch.equal(kept[name], value) for name, value in state.items())
     assert set(state) == {
         "steps", "a.momentum", "b.momentum", "c.momentum", "d.momentum",
+        "a.variance", "b.variance", "c.variance", "d.variance",
         "wte.exp_avg", "wte.exp_avg_sq", "head.exp_avg", "head.exp_avg_sq",
     }  # fmt: skip
     assert state["wte.exp_avg"].shape == (7, 3)

@@ -31,7 +31,7 @@ SHAPES = {  # three equal matrices and an embedding of odd size: neither divides
     "a": ((6, 4), "matrix"), "b": ((6, 4), "matrix"), "c": ((6, 4), "matrix"), "d": ((3, 5), "matrix"),
     "wte": ((7, 3), "embedding"), "head": ((4, 3), "unembedding"),
 }  # fmt: skip
-RATES = Rates(matrix_lr=0.02, embedding_lr=0.1, unembedding_lr=0.05, weight_decay=0.1)
+RATES = Rates(matrix_lr=0.02, embedding_lr=0.1, unembedding_lr=0.05, weight_decay=0.1, adam_weight_decay=0.1)
 
 
 class Found(TypedDict):

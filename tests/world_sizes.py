@@ -26,7 +26,7 @@ from nanochat.runtime import Runtime
 STEPS = 20
 ROWS = 8  # of a step, over all ranks
 OPTIONS = {
-    "newton_schulz": MuonOptions("newton_schulz"),
+    "newton_schulz": MuonOptions("newton_schulz", variance_beta2=None),
     "all_options": MuonOptions("polar_express", variance_beta2=0.95, cautious=True),
 }
 Weights = dict[str, torch.Tensor]
