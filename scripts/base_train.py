@@ -4,7 +4,7 @@ python -m scripts.base_train --depth=4 --max_seq_len=512 --device_batch_size=1 -
 torchrun --standalone --nproc_per_node=8 -m scripts.base_train --depth=20
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -15,12 +15,13 @@ from nanochat.dataloader import DocumentLoader
 from nanochat.engine import Engine
 from nanochat.gpt_config import GPTConfig, config_for_depth
 from nanochat.log import print0, progress
+from nanochat.muon import MuonOptions
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.paths import checkpoints_dir, core_dir
 from nanochat.plan import TrainPlan, plan_training
 from nanochat.rehearsal import auto_rows, foretell
 from nanochat.runtime import Runtime
-from nanochat.schedule import lr_multiplier, muon_momentum
+from nanochat.schedule import DecayShape, Shape, decay_multiplier, lr_multiplier, muon_momentum
 from nanochat.tokenizer import get_tokenizer
 from nanochat.training import CompileMode, Validation, accumulate, compiled, gradient_norm
 from nanochat.training_run import Progress, Run, RunFlags, saved_rows
@@ -42,8 +43,9 @@ class Config(RunFlags):
     """Tokens per row, the model's context."""
     head_dim: int | None = None
     """Channels per head; unset: 128 where that leaves at least four heads, else 64."""
-    arch: Literal["default", "portable"] = "default"
-    """default: NanoChatForCausalLM's architecture. portable: SwiGLU without softcap, as Qwen3's code computes it."""
+    arch: Literal["default", "portable", "fast"] = "default"
+    """default: NanoChatForCausalLM's architecture. portable: SwiGLU without softcap, as Qwen3's code computes it.
+    fast: the tricks of dev/ABLATIONS.md that pay, which no other engine computes."""
     device_batch_size: int | Literal["auto"] = 32
     """Rows per micro-batch and rank; auto: as many as fit into memory, the tokens per step stay the same."""
     activation_checkpointing: bool = False
@@ -63,11 +65,17 @@ class Config(RunFlags):
     unembedding_lr: float = 0.004
     """AdamW's rate for the head at width 768."""
     weight_decay: float | Literal["auto"] = 0.0
-    """Decay of all weights per step and unit of rate; auto: by the run's length, as written in nanochat/plan.py."""
+    """Decay of the matrices per step and unit of rate; auto: by the run's length, as written in nanochat/plan.py."""
     warmup_iters: int = 0
     """Steps in which the rate rises."""
     warmdown_ratio: float = 0.4
     """Share of the steps in which the rate falls to zero."""
+    schedule: Shape = "trapezoid"
+    """Of the rates: trapezoid stays and then falls, cosine falls from the warm-up on."""
+    decay_schedule: DecayShape = "constant"
+    """Of weight decay over the run."""
+    muon: MuonOptions = field(default_factory=MuonOptions)
+    """Muon's options."""
     eval_every: int = 250
     """Steps between measurements of validation bpb, besides before and after; 0: none."""
     eval_tokens: int | None = None
@@ -142,7 +150,7 @@ def main(config: Config) -> None:
         model.init_weights(config.seed)
         model.activation_checkpointing = config.activation_checkpointing
         compiled(model, config.compile, plan, runtime)
-        rates = Rates(plan.matrix_lr, plan.embedding_lr, plan.unembedding_lr, plan.weight_decay)
+        rates = Rates(plan.matrix_lr, plan.embedding_lr, plan.unembedding_lr, plan.weight_decay, muon=config.muon)
         optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), rates, runtime)
         loader = DocumentLoader(
             tokenizer, plan.device_batch_size, plan.sequence_len, runtime, "train", source, seed=config.seed
@@ -186,9 +194,12 @@ def main(config: Config) -> None:
                 run.progress.begin(runtime)
                 loss = accumulate(model, loader, plan.grad_accum_steps, runtime)
                 judgement = run.judge(loss, gradient_norm(model, runtime))
-                multiplier = lr_multiplier(step, plan.num_iterations, plan.warmup_iters, plan.warmdown_ratio)
+                multiplier = lr_multiplier(
+                    step, plan.num_iterations, plan.warmup_iters, plan.warmdown_ratio, shape=config.schedule
+                )
                 if judgement.usable:
-                    optimizer.step(multiplier, muon_momentum(step))
+                    decay = decay_multiplier(step, plan.num_iterations, config.decay_schedule)
+                    optimizer.step(multiplier, muon_momentum(step), decay)
                 optimizer.zero_grad()
                 record = run.progress.end(loss, multiplier, runtime)
                 metrics.log({**record, **judgement.facts})
