@@ -63,13 +63,16 @@ class Runtime:
             torch.set_float32_matmul_precision("high")
         runtime = Runtime(device, pick_dtype(dtype, device), rank, world_size)
         if world_size > 1:
-            backend = "nccl" if kind == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(minutes=10))
+            _join_ranks("nccl" if kind == "cuda" else "gloo")
         try:
             yield runtime
-        finally:
-            if dist.is_initialized():
+        except BaseException:
+            # nccl would wait for the other ranks here, and torchrun, which ends them, for the end of this process
+            if dist.is_initialized() and kind != "cuda":
                 dist.destroy_process_group()
+            raise
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:
@@ -118,6 +121,23 @@ class Runtime:
 
 
 _TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+
+
+def _join_ranks(backend: str) -> None:
+    """Meet the other ranks that torchrun has started.
+
+    The store in which it lets them meet outlives a restart, so that the first to come would find the addresses of the
+    dead. Every restart of one machine has names of its own there; restarts of several machines are not counted alike,
+    and need a fresh store: TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which `runs/multinode.sh` sets.
+    """
+    timeout = timedelta(minutes=10)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0" or os.environ.get("LOCAL_WORLD_SIZE") != os.environ["WORLD_SIZE"]:
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
+    fresh = dist.PrefixStore(f"restart{restarts}", store)
+    dist.init_process_group(backend, store=fresh, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def _fair_threads(world_size: int) -> int:

@@ -33,8 +33,6 @@ from nanochat.plan import TrainPlan
 from nanochat.runtime import Runtime, random_states, restore_random_states
 from nanochat.signals import StopRequest
 
-TORCHRUN_KILLS_AFTER_SECONDS = 30  # behind its SIGTERM
-
 
 @dataclass(frozen=True)
 class RunFlags:
@@ -190,8 +188,9 @@ class Run:
         """
         metrics = MetricLog(self.metrics_path, flags.run, flags.tensorboard)
         metrics.truncate_after(self.progress.step)
-        # a rank that waits for a dead one hears nothing else, and would live until torchrun kills it
-        deadline = TORCHRUN_KILLS_AFTER_SECONDS - 5 if self.runtime.world_size > 1 else None
+        # a rank that waits for a dead one never comes to its next step, and torchrun takes so long to kill it
+        patience = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
+        deadline = max(1, patience - 5) if self.runtime.world_size > 1 else None
         with _deterministic(flags.deterministic), StopRequest(_say_stopping, deadline) as self.stop, metrics:
             try:
                 yield metrics

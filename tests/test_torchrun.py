@@ -1,11 +1,17 @@
-"""The loops under torchrun: two processes over gloo do what one does."""
+"""The loops under torchrun: two processes over gloo do what one does, and outlive the death of one of them."""
 
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nanochat import dataset, tinyworld
@@ -57,3 +63,135 @@ def test_two_processes_end_with_the_loss_of_one(base_dir: Path) -> None:
     assert len(one) == 10
     assert one[-1] < one[0] - 1
     assert two == pytest.approx(one, abs=1e-4)
+
+
+# --- a rank dies, several machines --------------------------------------------------------------------------------
+
+FLAGS = [
+    "--device_type=cpu",
+    "--depth=1",
+    "--max_seq_len=64",
+    "--device_batch_size=2",
+    "--total_batch_size=256",
+    "--num_iterations=120",
+    "--eval_every=0",
+    "--sample_every=0",
+    "--core_every=0",
+    "--dtype=float32",
+    "--compile=off",
+    "--data=tinyworld",
+]
+SAVES = ["--save_every=10", "--keep_last=2", "--resume"]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A base directory with text and a tokenizer, in which two undisturbed ranks have trained the model "peace"."""
+    folder = tmp_path_factory.mktemp("torchrun") / "base"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NANOCHAT_BASE_DIR", str(folder))
+        tinyworld.main(tinyworld.Config(megabytes=0.3))
+        tok_train.main(tok_train.Config(vocab_size=400))
+        started = start(["--nproc_per_node=2"], "peace")
+        assert started.wait(300) == 0, output_of("peace")
+        yield folder
+
+
+def start(torchrun_flags: list[str], tag: str) -> subprocess.Popen[bytes]:
+    """Two ranks on this machine, and what they say in a file."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", *torchrun_flags]
+    return launched([*program, "-m", "scripts.base_train", *SAVES, *FLAGS, f"--model_tag={tag}"], tag)
+
+
+def launched(program: list[str], log: str, **variables: str) -> subprocess.Popen[bytes]:
+    with (Path(os.environ["NANOCHAT_BASE_DIR"]) / f"{log}.log").open("ab") as said:
+        return subprocess.Popen(
+            program, cwd=ROOT, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}
+        )
+
+
+def output_of(log: str) -> str:
+    return (Path(os.environ["NANOCHAT_BASE_DIR"]) / f"{log}.log").read_text(encoding="utf-8")
+
+
+def kill_rank(rank: int, agent: subprocess.Popen[bytes], base_dir: Path, tag: str) -> None:
+    """SIGKILL, once the run has logged 35 steps."""
+    metrics = base_dir / "checkpoints" / "base" / tag / "metrics.jsonl"
+    while not metrics.exists() or len(losses_of(base_dir, tag)) < 35:
+        assert agent.poll() is None, output_of(tag)
+        time.sleep(0.01)
+    [process] = [child for child in psutil.Process(agent.pid).children() if child.environ().get("RANK") == str(rank)]
+    process.send_signal(signal.SIGKILL)
+
+
+def same_end(base_dir: Path, tag: str, other: str) -> None:
+    """Weights and optimizer after the last step, and all losses, to the last bit."""
+    folders = [base_dir / "checkpoints" / "base" / name / "step_000120" for name in (tag, other)]
+    for name in ("model.safetensors", "optim.safetensors"):
+        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+    assert losses_of(base_dir, tag) == losses_of(base_dir, other)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_dies_ends_the_run_within_thirty_seconds(prepared: Path, rank: int) -> None:
+    tag = f"dead{rank}"
+    agent = start(["--nproc_per_node=2"], tag)
+    kill_rank(rank, agent, prepared, tag)
+    assert agent.wait(30) != 0, output_of(tag)
+    assert not [
+        child for child in psutil.process_iter(["cmdline"]) if f"--model_tag={tag}" in (child.info["cmdline"] or [])
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+def test_torchrun_starts_again_after_a_death_and_comes_to_the_same_bits(prepared: Path) -> None:
+    agent = start(["--nproc_per_node=2", "--max-restarts=1"], "risen")
+    kill_rank(1, agent, prepared, "risen")
+    assert agent.wait(300) == 0, output_of("risen")
+    assert "beginning anew" in output_of("risen")
+    assert "going on from" in output_of("risen")
+    same_end(prepared, "risen", "peace")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_all_ranks_stop_at_the_same_step_when_torchrun_is_asked_to(prepared: Path) -> None:
+    agent = start(["--nproc_per_node=2"], "asked")
+    metrics = prepared / "checkpoints" / "base" / "asked" / "metrics.jsonl"
+    while not metrics.exists() or len(losses_of(prepared, "asked")) < 35:
+        assert agent.poll() is None, output_of("asked")
+        time.sleep(0.01)
+    agent.terminate()
+    agent.wait(60)
+    assert "stopped, saved" in output_of("asked")
+    assert "Traceback" not in output_of("asked").split("stopped, saved")[0]
+    agent = start(["--nproc_per_node=2"], "asked")
+    assert agent.wait(300) == 0, output_of("asked")
+    same_end(prepared, "asked", "peace")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_two_machines_train_as_one_with_two_ranks(prepared: Path) -> None:
+    """Two torchruns, each with its own rank, meet on this machine's loopback by way of the recipe."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"NODES": "2", "HEAD": f"127.0.0.1:{port}", "GPUS": "1", "PYTHON": sys.executable, "LOCAL_ADDR": "127.0.0.1"}
+    program = ["bash", "runs/multinode.sh", *FLAGS, "--model_tag=nodes"]
+    machines = [launched(program, f"machine{number}", **told) for number in range(2)]
+    for number, machine in enumerate(machines):
+        assert machine.wait(300) == 0, output_of(f"machine{number}")
+    same_end(prepared, "nodes", "peace")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_recipe_for_several_machines_says_what_it_needs() -> None:
+    bare = {name: value for name, value in os.environ.items() if name not in ("NODES", "HEAD")}
+    done = subprocess.run(
+        ["bash", "runs/multinode.sh", "--depth=26"], cwd=ROOT, capture_output=True, text=True, check=False, env=bare
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "NODES=2 HEAD=node1:29500 bash runs/multinode.sh" in done.stderr
