@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 
 use crate::Error;
 use crate::key::{KeyMap, key, word};
-use crate::split::Splitter;
+use crate::split::{Splitter, Word};
 
 /// Bytes that one task splits at a time: large enough to find words again, small enough to share among cores.
 const STRETCH_BYTES: usize = 1 << 18;
@@ -64,7 +64,7 @@ impl Corpus {
                     if stop.load(Ordering::Relaxed) {
                         return Err(Error::Stopped);
                     }
-                    splitter.for_each_word(text, |start, end| counts.add(text, start, end))?;
+                    splitter.for_each_block(text, |words| counts.add_words(text, words))?;
                 }
             }
             Ok(())
@@ -107,11 +107,12 @@ struct Counts {
 }
 
 impl Counts {
-    #[inline]
-    fn add(&mut self, text: &str, start: usize, end: usize) {
-        match key(text.as_bytes(), start, end) {
-            Some(key) => self.short.add(key, 1),
-            None => self.add_long(&text.as_bytes()[start..end], 1),
+    fn add_words(&mut self, text: &str, words: &[Word]) {
+        for &(start, end) in words {
+            match key(text.as_bytes(), start, end) {
+                Some(key) => self.short.add(key, 1),
+                None => self.add_long(&text.as_bytes()[start..end], 1),
+            }
         }
     }
 
@@ -190,7 +191,9 @@ mod tests {
         let text: String = (0..200_000_u32).map(|n| format!(" w{}", n.wrapping_mul(2_654_435_761) % 50_000)).collect();
         let mut expected: FxHashMap<&[u8], u64> = FxHashMap::default();
         let splitter = Splitter::new(GPT4_PATTERN).unwrap();
-        splitter.for_each_word(&text, |s, e| *expected.entry(&text.as_bytes()[s..e]).or_default() += 1).unwrap();
+        let count =
+            |words: &[Word]| words.iter().for_each(|&(s, e)| *expected.entry(&text.as_bytes()[s..e]).or_default() += 1);
+        splitter.for_each_block(&text, count).unwrap();
         let mut corpus = Corpus::new(Splitter::new(GPT4_PATTERN).unwrap());
         corpus.add(&[&text]).unwrap();
         let (_, words) = corpus.into_words();

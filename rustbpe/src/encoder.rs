@@ -9,24 +9,12 @@ use crate::Error;
 use crate::cache::WordCache;
 use crate::key::key;
 use crate::merging::Scratch;
-use crate::split::Splitter;
+use crate::split::{BLOCK, Splitter, Word};
 use crate::trainer::Pair;
 use crate::vocabulary::Vocabulary;
 
 /// Bytes of text that a thread takes at a time.
 const GROUP_BYTES: usize = 1 << 18;
-
-/// Words that wait while their lines of the cache come near: a look into a cold line takes as long as ten words. Half as
-/// many and twice as many are 5 % slower, none 15 %.
-const WAITING: usize = 32;
-
-/// A word of the text, by its place; the key is 0 where it is too long for one.
-#[derive(Clone, Copy, Default)]
-struct Word {
-    key: u128,
-    start: usize,
-    end: usize,
-}
 
 /// The numbers that ids are handed over as: the caller chooses one that holds the vocabulary's.
 pub trait Id: Copy + Send {
@@ -81,19 +69,8 @@ impl Encoder {
     /// Append the ids of a text.
     pub fn encode_into(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), Error> {
         self.with_workspace(|workspace| {
-            let (mut waiting, mut count) = ([Word::default(); WAITING], 0);
-            let done = self.splitter.for_each_word(text, |start, end| {
-                let key = key(text.as_bytes(), start, end).unwrap_or(0);
-                workspace.cache.prefetch(key);
-                waiting[count] = Word { key, start, end };
-                count += 1;
-                if count == WAITING {
-                    workspace.encode_words(&self.vocabulary, text, &waiting, ids);
-                    count = 0;
-                }
-            });
-            workspace.encode_words(&self.vocabulary, text, &waiting[..count], ids);
-            done
+            let bytes = text.as_bytes();
+            self.splitter.for_each_block(text, |words| workspace.encode_words(&self.vocabulary, bytes, words, ids))
         })
     }
 
@@ -210,16 +187,22 @@ impl Workspace {
         Self { cache: WordCache::new(), scratch: Scratch::default() }
     }
 
-    fn encode_words(&mut self, vocabulary: &Vocabulary, text: &str, words: &[Word], ids: &mut Vec<u32>) {
-        for word in words {
-            match self.cache.get(word.key) {
-                Some((known, len)) if word.key != 0 => {
+    fn encode_words(&mut self, vocabulary: &Vocabulary, text: &[u8], words: &[Word], ids: &mut Vec<u32>) {
+        // While the last words' keys are made, the lines of the first come near.
+        let mut keys = [0; BLOCK];
+        for (place, &(start, end)) in keys.iter_mut().zip(words) {
+            *place = key(text, start, end).unwrap_or(0);
+            self.cache.prefetch(*place);
+        }
+        for (&key, &(start, end)) in keys.iter().zip(words) {
+            match self.cache.get(key) {
+                Some((known, len)) if key != 0 => {
                     // Three ids are copied whatever their number: cheaper than asking.
                     let before = ids.len();
                     ids.extend_from_slice(known);
                     ids.truncate(before + len);
                 }
-                _ => self.encode_new_word(vocabulary, word.key, &text.as_bytes()[word.start..word.end], ids),
+                _ => self.encode_new_word(vocabulary, key, &text[start..end], ids),
             }
         }
     }
@@ -249,7 +232,7 @@ mod tests {
     /// tiktoken's rule, word by word: the leftmost pair whose bytes together have the lowest rank, until none has one.
     fn encode_slowly(encoder: &Encoder, text: &str) -> Vec<u32> {
         let mut ids = Vec::new();
-        let push = |start, end| {
+        let mut push = |start: usize, end: usize| {
             let word = &text.as_bytes()[start..end];
             let mut parts: Vec<&[u8]> = word.chunks(1).collect();
             if encoder.vocabulary.id(word).is_some() {
@@ -268,7 +251,8 @@ mod tests {
             }
             ids.extend(parts.iter().map(|part| encoder.vocabulary.id(part).unwrap()));
         };
-        encoder.splitter.for_each_word(text, push).unwrap();
+        let visit = |words: &[Word]| words.iter().for_each(|&(start, end)| push(start, end));
+        encoder.splitter.for_each_block(text, visit).unwrap();
         ids
     }
 

@@ -3,6 +3,16 @@
 /// Bytes of the longest word that has a key. In English text 99 words in 100 are no longer.
 pub(crate) const LONGEST: usize = 15;
 
+/// As many low bytes as the index says.
+static MASKS: [u128; LONGEST + 1] = {
+    let (mut masks, mut len) = ([0; LONGEST + 1], 1);
+    while len <= LONGEST {
+        masks[len] = u128::MAX >> (128 - 8 * len);
+        len += 1;
+    }
+    masks
+};
+
 /// The word `bytes[start..end]` as a number: its bytes, and in the highest byte its length. None for a longer word.
 ///
 /// `bytes` goes on behind the word wherever it can, so that 16 bytes are loaded at once and the rest is masked.
@@ -20,7 +30,7 @@ pub(crate) fn key(bytes: &[u8], start: usize, end: usize) -> Option<u128> {
             u128::from_le_bytes(padded)
         }
     };
-    Some(loaded & (u128::MAX >> (128 - 8 * len)) | (len as u128) << 120)
+    Some(loaded & MASKS[len] | (len as u128) << 120)
 }
 
 /// The word that a key stands for: its bytes in front, and how many.

@@ -6,6 +6,12 @@
 use crate::Error;
 use crate::scanner::Scanner;
 
+/// Where a word starts and where it ends.
+pub(crate) type Word = (usize, usize);
+
+/// Words that are handed over at a time.
+pub(crate) const BLOCK: usize = 32;
+
 /// Cuts texts into words by one pattern.
 #[derive(Debug)]
 pub struct Splitter {
@@ -34,16 +40,15 @@ impl Splitter {
         &self.pattern
     }
 
-    /// Call `visit(start, end)` for every word, in order. What the pattern does not match is dropped, as tiktoken does.
-    #[inline]
-    pub(crate) fn for_each_word(&self, text: &str, mut visit: impl FnMut(usize, usize)) -> Result<(), Error> {
+    /// Call `visit` with all words in order, block by block. What the pattern does not match is dropped, as tiktoken does.
+    pub(crate) fn for_each_block(&self, text: &str, mut visit: impl FnMut(&[Word])) -> Result<(), Error> {
         match &self.engine {
-            Engine::Scanner(scanner) => scanner.for_each_word(text, visit),
+            Engine::Scanner(scanner) => scanner.for_each_block(text, visit),
             Engine::Regex(regex) => {
                 for found in regex.find_iter(text) {
                     let word = found.map_err(|e| Error::PatternGaveUp(e.to_string()))?;
                     if word.start() < word.end() {
-                        visit(word.start(), word.end());
+                        visit(&[(word.start(), word.end())]);
                     }
                 }
             }
@@ -99,7 +104,8 @@ mod tests {
 
     fn words(splitter: &Splitter, text: &str) -> Vec<String> {
         let mut words = Vec::new();
-        splitter.for_each_word(text, |start, end| words.push(text[start..end].to_owned())).unwrap();
+        let visit = |block: &[Word]| words.extend(block.iter().map(|&(start, end)| text[start..end].to_owned()));
+        splitter.for_each_block(text, visit).unwrap();
         words
     }
 
@@ -175,7 +181,7 @@ mod tests {
     #[test]
     fn a_pattern_that_gives_up_is_an_error() {
         let splitter = Splitter::new(r"(x+x+)+(?=y)z\1").unwrap();
-        let answer = splitter.for_each_word(&"x".repeat(40), |_, _| {});
+        let answer = splitter.for_each_block(&"x".repeat(40), |_| {});
         assert!(matches!(answer, Err(Error::PatternGaveUp(_))));
     }
 }
