@@ -21,7 +21,6 @@ from typing import Any, Literal
 import torch
 
 from nanochat import command, dataset, hardware, paths
-from nanochat.averaging import TailAverage
 from nanochat.checkpoint_manager import build_model
 from nanochat.command import UserError
 from nanochat.dataloader import DocumentLoader, one_epoch
@@ -152,7 +151,6 @@ def run(config: Config, name: str, seed: int, tokenizer: RustBPETokenizer, runti
     rates = replace(rates, **trick.rates)
     optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), rates, runtime)
     loader = DocumentLoader(tokenizer, rows, config.max_seq_len, runtime, "train", SOURCE, seed=seed)
-    average = TailAverage(dict(model.named_parameters()))
     seconds = []
     for step in range(plan.num_iterations):
         batches = [next(loader) for _ in range(plan.grad_accum_steps)]
@@ -164,14 +162,14 @@ def run(config: Config, name: str, seed: int, tokenizer: RustBPETokenizer, runti
         optimizer.step(multiplier, muon_momentum(step))
         optimizer.zero_grad()
         if step >= plan.num_iterations * (1 - trick.average):
-            average.add()
+            optimizer.average.add()
         runtime.synchronize()
         seconds.append(time.perf_counter() - started)
     counted = seconds[2:] or seconds
     total = mean(counted) * len(seconds)
     batches = config.eval_tokens // (16 * config.max_seq_len)
     held_out = DocumentLoader(tokenizer, 16, config.max_seq_len, runtime, "val", SOURCE)
-    with average.applied():
+    with optimizer.average.applied():
         measured = evaluate_loss(model, one_epoch(held_out, max(1, batches)), _lengths(tokenizer), runtime)
     return {
         "bpb": measured.bpb,

@@ -39,25 +39,27 @@ class TailAverage:
         finally:
             self._put(held)
 
+    def settle(self) -> None:
+        """Set the parameters to the mean, where anything was added, and forget it: for the end of a run."""
+        self._put(self.means)
+        self.means, self.count = {}, 0
+
     @torch.no_grad()
     def _put(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, value in values.items():
             self.parameters[name].copy_(value)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The means by parameter name, on the CPU, and how many went into them."""
+        """The means by parameter name, on the CPU, and how many went into them; empty where nothing was added."""
+        if not self.count:
+            return {}
         means = {f"{name}.average": mean.cpu().clone() for name, mean in self.means.items()}
         return {"averaged": torch.tensor(self.count), **means}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state_dict` gave. Raises UserError for a parameter that it lacks."""
-        count = int(state["averaged"])
-        for name in self.parameters if count else ():
+        """Go on from what `state_dict` gave, among other things. Raises UserError for a parameter that it lacks."""
+        self.means, self.count = {}, int(state.get("averaged", 0))
+        for name, parameter in self.parameters.items() if self.count else ():
             if f"{name}.average" not in state:
                 raise UserError(f"the stored average lacks {name!r}: go on with the architecture that it was made with")
-        self.count = count
-        self.means = (
-            {name: state[f"{name}.average"].to(p.device, copy=True) for name, p in self.parameters.items()}
-            if count
-            else {}
-        )
+            self.means[name] = state[f"{name}.average"].to(parameter.device, copy=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from nanochat.averaging import TailAverage
 from nanochat.command import UserError
 from nanochat.muon import MuonOptions, decay_, even_out_, orthogonalize, variance_shape
 from nanochat.runtime import Runtime
@@ -73,6 +74,7 @@ class MuonAdamW:
         self.rates = rates
         self.rank, self.world_size, self.dtype = runtime.rank, runtime.world_size, runtime.dtype
         self.steps = 0
+        self.average = TailAverage(self.parameters)  # of weights after steps, where the loop adds any
         self.shares: list[_Share] = []
         stacks: dict[tuple[int, ...], list[str]] = {}
         for name, parameter in self.parameters.items():
@@ -165,7 +167,7 @@ class MuonAdamW:
                     whole = whole[: self.parameters[name].numel()].view(1, *self.parameters[name].shape)
                 for name, value in zip(share.names, whole, strict=False):
                     state[f"{name}.{kind}"] = value.cpu().clone()
-        return state
+        return state | self.average.state_dict()
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take up what `state_dict` gave, on any number of ranks. Raises UserError for what it lacks."""
@@ -177,6 +179,7 @@ class MuonAdamW:
                     "go on with the architecture and the options of Muon that the run was started with"
                 )
         self.steps = int(state["steps"])
+        self.average.load_state_dict(state)
         for share in self.shares:
             for kind, part in share.state.items():
                 whole = _whole(share, (state[f"{name}.{kind}"].to(part) for name in share.names))

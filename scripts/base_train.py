@@ -10,6 +10,7 @@ from typing import Literal
 
 from nanochat import command, dataset, report
 from nanochat.checkpoint_manager import build_model
+from nanochat.command import UserError
 from nanochat.core_eval import core_metric, evaluate_core_task, read_bundle, read_rows
 from nanochat.dataloader import DocumentLoader
 from nanochat.engine import Engine
@@ -74,6 +75,8 @@ class Config(RunFlags):
     """Of the rates: trapezoid stays and then falls, cosine falls from the warm-up on."""
     decay_schedule: DecayShape = "constant"
     """Of weight decay over the run."""
+    average_ratio: float = 0.0
+    """Share of the last steps whose weights' mean is what the run ends with; 0: the last weights."""
     muon: MuonOptions = field(default_factory=MuonOptions)
     """Muon's options."""
     eval_every: int = 250
@@ -135,6 +138,8 @@ def main(config: Config) -> None:
         model_config = config_for_depth(
             config.depth, tokenizer.get_vocab_size(), config.max_seq_len, config.head_dim, config.arch
         )
+        if not 0 <= config.average_ratio <= 1:
+            raise UserError(f"--average_ratio is a share of the steps in 0..1, got {config.average_ratio:g}")
         plan = plan_of(config, model_config, runtime, checkpoints_dir("base", tag))
         print0(f"base_train {tag}: {config.depth} layers, width {model_config.n_embd}, {model_config.n_head} heads, "
                f"vocabulary {model_config.vocab_size:,}, text from {source!r}, "
@@ -200,12 +205,16 @@ def main(config: Config) -> None:
                 if judgement.usable:
                     decay = decay_multiplier(step, plan.num_iterations, config.decay_schedule)
                     optimizer.step(multiplier, muon_momentum(step), decay)
+                    if step >= plan.num_iterations * (1 - config.average_ratio):
+                        optimizer.average.add()
                 optimizer.zero_grad()
                 record = run.progress.end(loss, multiplier, runtime)
                 metrics.log({**record, **judgement.facts})
                 print0(run.progress.line(record) + judgement.words)
                 if judgement.roll_back:
                     print0(run.roll_back(metrics))
+                if run.progress.step == plan.num_iterations:
+                    optimizer.average.settle()
 
         if run.progress.step < plan.num_iterations:
             print0(f"stopped, saved {run.folder}/step_{run.progress.step:06d}; --resume goes on from there")

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from tiny import CPU
 
 from nanochat.averaging import TailAverage
 from nanochat.command import UserError
+from nanochat.optim import MuonAdamW, Rates
 
 
 def drift(parameters: dict[str, torch.nn.Parameter], step: int) -> None:
@@ -35,6 +37,19 @@ def test_it_is_the_mean_of_what_was_added_and_goes_again() -> None:
         assert torch.equal(parameter, seen[-1][name])
 
 
+def test_it_is_kept_beside_the_optimizers_state() -> None:
+    parameters = {"a": torch.nn.Parameter(torch.zeros(3, 2))}
+    optimizer, resumed = (MuonAdamW(parameters, {"a": "matrix"}, Rates(), CPU) for _ in range(2))
+    assert "averaged" not in optimizer.state_dict()
+    drift(parameters, 1)
+    optimizer.average.add()
+    resumed.load_state_dict(optimizer.state_dict())
+    assert resumed.average.count == 1
+    assert torch.equal(resumed.average.means["a"], parameters["a"])
+    resumed.load_state_dict(MuonAdamW(parameters, {"a": "matrix"}, Rates(), CPU).state_dict())
+    assert resumed.average.state_dict() == {}
+
+
 def test_weights_come_back_when_what_is_done_with_the_mean_fails() -> None:
     parameters = fresh()
     average = TailAverage(parameters)
@@ -62,6 +77,11 @@ def test_a_stored_average_goes_on_bitwise() -> None:
     for name in parameters:
         assert torch.equal(average.means[name], resumed.means[name])
         assert not torch.equal(average.means[name], state[f"{name}.average"])
+    with average.applied():
+        mean = parameters["a"].detach().clone()
+    average.settle()
+    assert torch.equal(parameters["a"], mean)
+    assert average.state_dict() == {}
     del state["b.average"]
     with pytest.raises(UserError, match="the stored average lacks 'b'"):
         resumed.load_state_dict(state)
