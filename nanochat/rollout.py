@@ -152,6 +152,10 @@ class PromptOrder:
         assert isinstance(drawn, int), f"expected a number, got {drawn!r}"
         self.drawn = drawn
 
+    def load_state_dicts(self, states: Sequence[dict[str, int | list[int]]]) -> None:
+        """The same from the states of all ranks, which are equal: what was drawn was drawn by all of any number."""
+        self.load_state_dict(states[0])
+
     def _index(self, number: int) -> int:
         epoch, position = divmod(number, self.num_problems)
         if self._order_of[0] != epoch:

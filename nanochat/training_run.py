@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -57,10 +57,10 @@ class RunFlags:
 
 
 class Stateful(Protocol):
-    """Data whose position can be kept and taken up again."""
+    """Data whose position can be kept, and taken up again from the states of all ranks of any number."""
 
     def state_dict(self) -> dict[str, int | list[int]]: ...
-    def load_state_dict(self, state: dict[str, int | list[int]]) -> None: ...
+    def load_state_dicts(self, states: Sequence[dict[str, int | list[int]]]) -> None: ...
 
 
 @dataclass
@@ -279,7 +279,8 @@ class Run:
         self.writer.save(self.folder, self.progress.step, weights, meta, optimizer_state, state, self.keep)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint as if the run had never stopped. Raises UserError where that cannot be."""
+        """Go on from a checkpoint as if the run had never stopped; with another number of ranks the rest of the data is
+        dealt out anew, so that batches differ from then on. Raises UserError where it cannot be."""
         if checkpoint.step >= self.plan.num_iterations:
             raise UserError(
                 f"step {checkpoint.step} is not before this run's last, {self.plan.num_iterations}: nothing is left to "
@@ -290,11 +291,6 @@ class Run:
         assert isinstance(ranks, list), "state.json holds no ranks"
         assert isinstance(averages, dict), "state.json holds no progress"
         assert isinstance(guard, dict), "state.json holds no guard"
-        if len(ranks) != self.runtime.world_size:
-            raise UserError(
-                f"{checkpoint.folder} was saved by {len(ranks)} ranks and data goes on with as many; "
-                f"this run has {self.runtime.world_size}"
-            )
         theirs, ours = checkpoint.config().to_dict(), self.model.config.to_dict()
         differing = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
         if differing:
@@ -309,8 +305,8 @@ class Run:
             )
         self.model.load_state_dict(load_tensors(checkpoint.folder / "model.safetensors", self.runtime.device))
         self.optimizer.load_state_dict(load_tensors(checkpoint.folder / "optim.safetensors", torch.device("cpu")))
-        self.loader.load_state_dict(ranks[self.runtime.rank]["loader"])
-        restore_random_states(ranks[self.runtime.rank]["random"], self.runtime)
+        self.loader.load_state_dicts([rank["loader"] for rank in ranks])
+        restore_random_states(ranks[self.runtime.rank % len(ranks)]["random"], self.runtime)
         self.guard.restore(guard)
         self.progress.step = checkpoint.step
         self.started_at = checkpoint.step if averages["measured"] else checkpoint.step - 1

@@ -168,9 +168,17 @@ def test_all_ranks_stop_at_the_same_step_when_torchrun_is_asked_to(prepared: Pat
     agent.wait(60)
     assert "stopped, saved" in output_of("asked")
     assert "Traceback" not in output_of("asked").split("stopped, saved")[0]
+    runs = prepared / "checkpoints" / "base"
+    shutil.copytree(runs / "asked", runs / "fewer")
     agent = start(["--nproc_per_node=2"], "asked")
     assert agent.wait(300) == 0, output_of("asked")
     same_end(prepared, "asked", "peace")
+    agent = start(["--nproc_per_node=1"], "fewer")  # other batches from here on, of the same size
+    assert agent.wait(300) == 0, output_of("fewer")
+    peace, fewer = losses_of(prepared, "peace"), losses_of(prepared, "fewer")
+    assert len(fewer) == 120
+    assert fewer[:35] == peace[:35]
+    assert sum(fewer[-20:]) == pytest.approx(sum(peace[-20:]), rel=0.1)
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_a_stopped_fine_tuning_goes_on_bitwise_as_if_it_had_not(base: Path, tmp_
     assert meta["pretraining"] == find_checkpoint("base", "sft-whole").meta["plan"]
 
 
-def test_a_run_cannot_resume_another_model_tokenizer_or_number_of_ranks(base: Path) -> None:
+def test_a_run_cannot_resume_another_model_or_tokenizer(base: Path) -> None:
     pretrain("refused", num_iterations=1)
     with pytest.raises(
         UserError, match=r"another model than this run's \(sequence_len 64 instead of 32\); give the flags"
@@ -219,18 +219,29 @@ def test_a_run_cannot_resume_another_model_tokenizer_or_number_of_ranks(base: Pa
     with pytest.raises(UserError, match="no base checkpoint of refused at step 7; there are 1"):
         pretrain("refused", 7)
     found = find_checkpoint("base", "refused")
-    model, tokenizer, _ = load_model("base", CPU, "refused")
-    made = plan_of(model)
-    runtime = rank(1, 2)
-    loader = training.DocumentLoader(tokenizer, 2, 64, runtime, "train", "tinyworld")
-    optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), Rates(), CPU)
-    with pytest.raises(UserError, match=r"was saved by 1 ranks and data goes on with as many; this run has 2"):
-        Run("base", "refused", made, runtime, model, optimizer, loader, Progress.of(made, CPU)).resume(found)
+    model = load_model("base", CPU, "refused")[0]
     altered = {**found.meta, "tokenizer_sha256": "of another"}
     state = json.loads((found.folder / "state.json").read_text())
     save_checkpoint(paths.checkpoints_dir("base", "refused"), 1, model.state_dict(), altered, {}, state)
     with pytest.raises(UserError, match="was trained with another tokenizer than the one in"):
         pretrain("refused", 1, num_iterations=2)
+
+
+def test_ranks_of_another_number_take_up_the_states_of_all(base: Path) -> None:
+    """Each of two goes on with documents that the one before has not given; the exact dealing is the loaders' test."""
+    pretrain("one-rank", num_iterations=3)
+    found = find_checkpoint("base", "one-rank")
+    firsts = []
+    for number in range(2):
+        model, tokenizer, _ = load_model("base", CPU, "one-rank", for_training=True)
+        made, runtime = plan_of(model), rank(number, 2)
+        loader = training.DocumentLoader(tokenizer, 2, 64, runtime, "train", "tinyworld")
+        optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), Rates(), runtime)
+        run = Run("base", "one-rank", made, runtime, model, optimizer, loader, Progress.of(made, runtime))
+        run.resume(found)
+        assert (run.progress.step, run.started_at) == (3, 3)
+        firsts.append(next(loader)[0])
+    assert not torch.equal(*firsts)
 
 
 # --- --resume and which checkpoints stay --------------------------------------------------------------------------
