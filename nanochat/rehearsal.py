@@ -126,7 +126,10 @@ class Stage:
 
 
 def state_bytes(config: GPTConfig) -> int:
-    """Bytes of optimizer state over all ranks: a momentum for matrices, two moments for the rest, in float32."""
+    """Bytes of optimizer state over all ranks: a momentum for matrices, two moments for the rest, in float32.
+
+    Muon's variances, a value per row or column, are left out.
+    """
     return 4 * config.matrix_params + 8 * (config.num_params - config.matrix_params)
 
 
@@ -198,7 +201,7 @@ def auto_rows(config: GPTConfig, rows_per_step: int, runtime: Runtime, activatio
         corners = rehearse(config, candidates[0], runtime, activation_checkpointing, seconds=0.0)
         found = rows_that_fit(
             corners, candidates, config.n_layer, rows_per_step, runtime.world_size, state_bytes(config),
-            free_memory_bytes(runtime),
+            free_memory_bytes(runtime), runtime.device.type,
         )  # fmt: skip
     on_ranks = runtime.gather_objects(found)
     fitting = [rows for rows in on_ranks if isinstance(rows, int)]
@@ -217,7 +220,7 @@ def foretell(
     free = free_memory_bytes(runtime)
     peak = calibration.peak_flops(runtime)
     corners = rehearse(config, plan.device_batch_size, runtime, activation_checkpointing)
-    found = forecast(plan, config.n_layer, state_bytes(config), corners)
+    found = forecast(plan, config.n_layer, state_bytes(config), corners, runtime.device.type)
     price = price_per_hour if price_per_hour is not None else hardware.dollars_per_hour(runtime.device_name)
     return found.lines(free, peak, price, runtime.world_size)
 

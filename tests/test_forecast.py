@@ -18,6 +18,7 @@ from nanochat.gpt_config import config_for_depth
 from nanochat.plan import TrainPlan, plan_training
 
 STATE = 1000
+FACTOR = BESIDE_TENSORS["cuda"][1]
 
 
 def surface(layers: int, rows: int) -> int:
@@ -41,21 +42,27 @@ def plan(rows: int, rows_per_step: int, ranks: int = 1) -> TrainPlan:
 
 
 def test_a_run_takes_micro_steps_and_updates_of_its_own_layers_and_rows() -> None:
-    found = forecast(plan(16, 64), 12, STATE, CORNERS)
+    found = forecast(plan(16, 64), 12, STATE, CORNERS, "cuda")
     assert found.step_seconds == pytest.approx(4 * surface(12, 16) / 1e3 + 1.2)
     assert found.seconds == pytest.approx(100 * found.step_seconds)
-    assert found.memory_bytes == pytest.approx(surface(12, 16) * 1100 * BESIDE_TENSORS)
+    assert found.memory_bytes == pytest.approx(surface(12, 16) * 1100 * FACTOR)
 
 
 def test_the_first_micro_step_is_the_peak_of_a_run_without_accumulation() -> None:
-    assert forecast(plan(16, 16), 12, STATE, CORNERS).memory_bytes == pytest.approx(
-        surface(12, 16) * 1000 * BESIDE_TENSORS
+    assert forecast(plan(16, 16), 12, STATE, CORNERS, "cuda").memory_bytes == pytest.approx(
+        surface(12, 16) * 1000 * FACTOR
     )
 
 
 def test_ranks_share_the_optimizers_state() -> None:
-    alone, four = (forecast(plan(16, 64, ranks), 12, STATE, CORNERS).memory_bytes for ranks in (1, 4))
-    assert alone - four == pytest.approx(0.75 * STATE * BESIDE_TENSORS)
+    alone, four = (forecast(plan(16, 64, ranks), 12, STATE, CORNERS, "cuda").memory_bytes for ranks in (1, 4))
+    assert alone - four == pytest.approx(0.75 * STATE * FACTOR)
+
+
+def test_a_cpus_heap_holds_more_than_its_tensors() -> None:
+    fixed, factor = BESIDE_TENSORS["cpu"]
+    found = forecast(plan(16, 64), 12, STATE, CORNERS, "cpu")
+    assert found.memory_bytes == pytest.approx(fixed + factor * surface(12, 16) * 1100)
 
 
 def test_one_layer_or_one_row_is_enough_where_the_run_has_no_more() -> None:
@@ -70,9 +77,9 @@ def test_a_clock_that_ran_backwards_does_not_make_a_deep_model_free() -> None:
 def test_the_most_rows_that_fit_are_taken_and_divide_the_step() -> None:
     assert row_candidates(12, 100) == [12, 6, 4, 3, 2, 1]
     assert row_candidates(12, 5) == [4, 3, 2, 1]
-    needed = surface(12, 4) * 1100 * BESIDE_TENSORS / USABLE_SHARE
+    needed = surface(12, 4) * 1100 * FACTOR / USABLE_SHARE
     choose: Callable[[float], int | None] = lambda free: rows_that_fit(  # noqa: E731
-        CORNERS, row_candidates(12, 100), 12, 12, 1, STATE, free
+        CORNERS, row_candidates(12, 100), 12, 12, 1, STATE, free, "cuda"
     )
     assert choose(needed + 1) == 4
     assert choose(needed - 1) == 3
@@ -81,7 +88,7 @@ def test_the_most_rows_that_fit_are_taken_and_divide_the_step() -> None:
 
 
 def test_the_forecast_is_told_with_its_share_of_the_peak_and_its_price() -> None:
-    found = forecast(plan(16, 64, ranks=2), 12, STATE, CORNERS)
+    found = forecast(plan(16, 64, ranks=2), 12, STATE, CORNERS, "cuda")
     lines = found.lines(8e9, 1e9, 3.0, 2).splitlines()
     assert lines[0] == f"  memory           {found.memory_bytes / 1e9:.2f} GB a rank, 8.0 GB are free"
     share = plan(16, 64, 2).total_flops / 100 / found.step_seconds / 2e9
