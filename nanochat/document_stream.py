@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,7 +66,7 @@ class Documents:
             seed,
         )
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Documents of an epoch."""
         return sum(rows for _, _, rows in self.groups)
