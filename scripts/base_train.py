@@ -223,7 +223,7 @@ def main(config: Config) -> None:
             facts = {**plan.to_dict(), "depth": config.depth, "data": source, "device": runtime.device_name,
                      "final_loss": run.progress.smooth_loss, "val_bpb": val_bpb,
                      "train_seconds": run.progress.train_seconds,
-                     "peak_memory_bytes": runtime.peak_memory_bytes()}  # fmt: skip
+                     "packing": str(loader.counts), "peak_memory_bytes": runtime.peak_memory_bytes()}  # fmt: skip
             report.add_section("base_train", facts, metrics=run.metrics_path)
         print0(f"saved {run.folder}/step_{run.progress.step:06d}; next: python -m scripts.base_loss, then mid_train")
 

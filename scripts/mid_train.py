@@ -126,6 +126,7 @@ def main(config: Config) -> None:
             print0(f"stopped, saved {run.folder}/step_{run.progress.step:06d}; --resume goes on from there")
             return
         facts = {**plan.to_dict(), "tasks": list(config.tasks), "data": list(config.data), "conversations": len(train),
+                 "packing": str(loader.counts),
                  "device": runtime.device_name, "final_loss": run.progress.smooth_loss, "val_loss": val_loss,
                  "val_bpb": val_bpb, "train_seconds": run.progress.train_seconds}  # fmt: skip
         report.add_section("mid_train", facts, metrics=run.metrics_path)
