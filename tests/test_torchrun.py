@@ -181,18 +181,64 @@ def test_all_ranks_stop_at_the_same_step_when_torchrun_is_asked_to(prepared: Pat
     assert sum(fewer[-20:]) == pytest.approx(sum(peace[-20:]), rel=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_two_machines_train_as_one_with_two_ranks(prepared: Path) -> None:
-    """Two torchruns, each with its own rank, meet on this machine's loopback by way of the recipe."""
+Machines = list[tuple[list[str], dict[str, str]]]  # what a command begins with there, and the variables it needs
+
+
+@pytest.fixture
+def loopback() -> Machines:
+    """This machine twice."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    told = {"NODES": "2", "HEAD": f"127.0.0.1:{port}", "GPUS": "1", "PYTHON": sys.executable, "LOCAL_ADDR": "127.0.0.1"}
-    program = ["bash", "runs/multinode.sh", *FLAGS, "--model_tag=nodes"]
-    machines = [launched(program, f"machine{number}", **told) for number in range(2)]
-    for number, machine in enumerate(machines):
-        assert machine.wait(300) == 0, output_of(f"machine{number}")
-    same_end(prepared, "nodes", "peace")
+    return [([], {"HEAD": f"127.0.0.1:{port}", "LOCAL_ADDR": "127.0.0.1"})] * 2
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Machines]:
+    """Two network namespaces with a cable between them: each has its own loopback and sees the other one's address."""
+    names, cards = ([f"{kind}{os.getpid()}{end}" for end in "ab"] for kind in ("nano", "nc"))
+
+    def ip(*words: str) -> None:
+        done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no network namespaces here: {done.stderr.strip()}")
+
+    if shutil.which("ip") is None:
+        pytest.skip("no network namespaces here: there is no command `ip`")
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", cards[0], "netns", names[0], "type", "veth", "peer", "name", cards[1], "netns", names[1])
+        for number, (name, card) in enumerate(zip(names, cards, strict=True), start=1):
+            ip("-n", name, "addr", "add", f"10.99.0.{number}/24", "dev", card)
+            ip("-n", name, "link", "set", "lo", "up")
+            ip("-n", name, "link", "set", card, "up")
+        yield [
+            (
+                ["ip", "netns", "exec", name],
+                {"HEAD": "10.99.0.1:29511", "LOCAL_ADDR": f"10.99.0.{number}", "GLOO_SOCKET_IFNAME": card},
+            )
+            for number, (name, card) in enumerate(zip(names, cards, strict=True), start=1)
+        ]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("where", ["loopback", "namespaces"])
+def test_two_machines_train_as_one_with_two_ranks(prepared: Path, where: str, request: pytest.FixtureRequest) -> None:
+    """Two torchruns, each with one rank, started by the recipe."""
+    machines: Machines = request.getfixturevalue(where)
+    recipe = ["bash", "runs/multinode.sh", *FLAGS, f"--model_tag={where}"]
+    told = {"NODES": "2", "GPUS": "1", "PYTHON": sys.executable}
+    started = [
+        launched([*before, *recipe], f"{where}{number}", **told, **variables)
+        for number, (before, variables) in enumerate(machines)
+    ]
+    for number, machine in enumerate(started):
+        assert machine.wait(300) == 0, output_of(f"{where}{number}")
+    same_end(prepared, where, "peace")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
