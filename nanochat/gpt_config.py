@@ -113,7 +113,12 @@ class GPTConfig:
     def trick_params(self) -> int:
         """Parameters that the default architecture does not have."""
         tables = len(self.value_layers) * self.vocab_size * self.kv_dim + self.bigram_rows * self.n_embd
-        scalars = 2 * self.n_layer * self.residual_scalars + (self._gate + 1) * self.smear + self.backout
+        scalars = (
+            2 * self.n_layer * self.residual_scalars
+            + (self._gate + 1) * self.smear
+            + self.backout
+            + (self.bigram_rows > 0)
+        )
         return tables + scalars
 
     @property

@@ -25,6 +25,7 @@ class Tricks(nn.Module):
         self.value_tables = nn.ModuleDict(tables)
         if config.bigram_rows:
             self.bigram = nn.Embedding(config.bigram_rows, config.n_embd)
+            self.bigram_scale = nn.Parameter(torch.empty(1))
         if config.residual_scalars:
             self.stream_scale = nn.Parameter(torch.empty(config.n_layer))
             self.start_scale = nn.Parameter(torch.empty(config.n_layer))
@@ -36,8 +37,11 @@ class Tricks(nn.Module):
 
     @staticmethod
     def initial(name: str) -> float:
-        """The value that a parameter starts with, all over: that which makes its trick do nothing."""
-        return 1.0 if name == "stream_scale" else 0.0
+        """The value that a parameter starts with, all over: that which makes its trick do nothing.
+
+        The bigram table is zero and its scale small: at one, AdamW's steps of the rare rows drown the stream.
+        """
+        return {"stream_scale": 1.0, "bigram_scale": 0.1}.get(name, 0.0)
 
     @staticmethod
     def role(name: str) -> Literal["embedding", "scalar"]:
@@ -58,7 +62,8 @@ class Tricks(nn.Module):
             x = x + self.smear_scale[0] * gate * shifted
         if self.config.bigram_rows:
             previous = torch.cat((last.unsqueeze(1), idx[:, :-1]), dim=1)
-            x = x + self.bigram(bigram_rows(previous, idx, self.config.bigram_rows)).to(x.dtype)
+            pairs = self.bigram(bigram_rows(previous, idx, self.config.bigram_rows))
+            x = x + self.bigram_scale[0] * pairs.to(x.dtype)
         return x
 
     def enter(self, x: torch.Tensor, start: torch.Tensor, layer: int) -> torch.Tensor:

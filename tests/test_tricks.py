@@ -146,7 +146,7 @@ def slow_logits(model: GPT, row: list[int]) -> torch.Tensor:
             x = x + tricks.smear_scale * gate * embedded[t - 1]
         if config.bigram_rows:
             pair = ((row[t - 1] + 1 if t else 0) * 2_654_435_761) ^ (token * 2_246_822_519)
-            x = x + tricks.bigram.weight[(pair ^ (pair >> 16)) % config.bigram_rows]
+            x = x + tricks.bigram_scale * tricks.bigram.weight[(pair ^ (pair >> 16)) % config.bigram_rows]
         stream.append(x)
     x = start = torch.stack(stream)
     middle = x
