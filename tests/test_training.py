@@ -1,5 +1,6 @@
 """What every loop shares: gradients of a step however it is cut, a stopped run that goes on bitwise, honest numbers."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from nanochat.kv_cache import KVCache
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
-from nanochat.training import Validation, accumulate, compiled, start_finetuning
+from nanochat.training import Validation, accumulate, compiled, gradient_norm, start_finetuning
 
 # --- gradients ----------------------------------------------------------------------------------------------------
 
@@ -59,6 +60,17 @@ def test_two_ranks_have_the_loss_and_gradient_of_one_big_batch() -> None:
     assert [found["loss"] for found in results()] == pytest.approx([expected.item()] * 2, abs=1e-6)
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(averaged("gradients")[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_gradients_length_is_torchs_and_a_fault_on_one_rank_is_seen_by_all() -> None:
+    model = tiny_model(n_layer=1)
+    accumulate(model, iter(batches(1)), 2, CPU)
+    expected = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9).item()
+    assert gradient_norm(model, CPU) == pytest.approx(expected)
+    squares = [sum(float(g.double().square().sum()) for g in found["gradients"].values()) for found in results()]
+    for found in results():
+        assert found["norms"][0] == pytest.approx((sum(squares) / 2) ** 0.5)
+        assert math.isnan(found["norms"][1])
 
 
 def test_a_step_without_a_trained_token_is_zero_and_changes_nothing() -> None:

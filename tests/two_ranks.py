@@ -23,7 +23,7 @@ from nanochat.report import Score
 from nanochat.rollout import Rollout, learn
 from nanochat.runtime import Runtime
 from nanochat.task_eval import evaluate_task
-from nanochat.training import Batch, accumulate
+from nanochat.training import Batch, accumulate, gradient_norm
 from tasks.common import Task
 
 STEPS = 5
@@ -43,6 +43,7 @@ class Found(TypedDict):
     optimizer: dict[str, torch.Tensor]
     loss: float
     gradients: dict[str, torch.Tensor]
+    norms: list[float]
     evaluated: LossResult
     score: Score
     core: CoreResult
@@ -120,6 +121,10 @@ def _work(rank: int, port: int, folder: str) -> None:
         model = tiny_model(n_layer=1)
         loss = accumulate(model, iter(batches(rank)), 2, runtime)
         gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        norms = [gradient_norm(model, runtime)]
+        if rank == 1:
+            next(model.parameters()).grad[0, 0] = float("nan")  # type: ignore[index]
+        norms.append(gradient_norm(model, runtime))
         model.zero_grad()
         learned = learn(model, rollouts(rank), 2, runtime)
         lengths = torch.tensor(tiny_tokenizer().token_bytes()).numpy()
@@ -130,6 +135,7 @@ def _work(rank: int, port: int, folder: str) -> None:
             "optimizer": optimizer.state_dict(),
             "loss": loss,
             "gradients": gradients,
+            "norms": norms,
             "evaluated": evaluate_loss(model, batches(rank)[: 2 - rank], lengths, runtime),
             "score": evaluate_task(Numbers(), "N", "sft", Engine(model, tiny_tokenizer()), runtime, max_tokens=2),
             "core": evaluate_core_task(model, tiny_tokenizer(), CORE_TASK, CORE_ROWS, runtime),
