@@ -15,7 +15,13 @@ SMEAR_CHANNELS = 24
 ARCHITECTURES: dict[str, dict[str, object]] = {
     "default": {},
     "portable": {"mlp": "swiglu", "logit_softcap": None},
-    "fast": {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True},
+    "fast": {
+        "value_embeddings": True,
+        "residual_scalars": True,
+        "smear": True,
+        "backout": True,
+        "bigram_rows": 32_768,
+    },
 }
 """By the name that `--arch` gives them: the fields of GPTConfig in which they differ from its defaults."""
 
