@@ -328,8 +328,8 @@ def test_the_step_written_last_comes_first_though_a_higher_one_is_left_of_an_ear
 def test_a_checkpoint_is_written_while_the_caller_goes_on_and_holds_what_there_was(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go, real = threading.Event(), os.fsync
-    monkeypatch.setattr(os, "fsync", lambda handle: (go.wait(60), real(handle)))
+    go, real = threading.Event(), os.write
+    monkeypatch.setattr(os, "write", lambda handle, data: real(handle, data) if go.wait(60) else 0)
     weights, writer = tensors(1.0), CheckpointWriter()
     writer.save(folder, 1, snapshot(weights), {"n": 1}, {}, {"ranks": []}, Keep())
     weights["w"].fill_(7.0)
