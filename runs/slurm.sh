@@ -16,6 +16,7 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 
-HEAD="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1):$((20000 + SLURM_JOB_ID % 10000))"
+HOSTS="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
+HEAD="${HOSTS%%$'\n'*}:$((20000 + SLURM_JOB_ID % 10000))" # the first of them
 export HEAD NODES="$SLURM_NNODES" GPUS="${SLURM_GPUS_ON_NODE:-gpu}" RUN_ID="$SLURM_JOB_ID"
 exec srun --kill-on-bad-exit=1 bash runs/multinode.sh "$@"

@@ -249,3 +249,22 @@ def test_the_recipe_for_several_machines_says_what_it_needs() -> None:
     )
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "NODES=2 HEAD=node1:29500 bash runs/multinode.sh" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None or os.name == "nt", reason="needs bash")
+def test_the_slurm_script_starts_the_recipe_on_every_machine_of_the_job(tmp_path: Path) -> None:
+    """With a scontrol and an srun that stand in for Slurm's: what they are asked, and with which variables."""
+    for name, lines in {
+        "scontrol": 'echo "node7"; echo "node8"; echo "$*" >&2',
+        "srun": 'echo "$HEAD $NODES $GPUS $RUN_ID"; echo "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{lines}\n", encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
+    job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_ID": "12345",
+           "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "PATH": f"{tmp_path}:{os.environ['PATH']}"}  # fmt: skip
+    done = subprocess.run(
+        ["bash", "runs/slurm.sh", "--depth=26"], cwd=ROOT, capture_output=True, text=True, check=True, env=job
+    )
+    assert done.stderr == "show hostnames node[7-8]\n"
+    assert done.stdout == "node7:22345 2 8 12345\n--kill-on-bad-exit=1 bash runs/multinode.sh --depth=26\n"
+    assert (ROOT / "runs" / "multinode.sh").is_file()
