@@ -45,7 +45,13 @@ impl Vocabulary {
             let token = [left.as_slice(), right].concat();
             tokens.push(token);
         }
-        Self::from_tokens(tokens)
+        let mut vocabulary = Self::from_tokens(tokens)?;
+        let known: Vec<_> = merges.iter().copied().zip(256..).collect();
+        vocabulary.set_merges(&known);
+        if vocabulary.own_merges() != known {
+            vocabulary.find_merges();
+        }
+        Ok(vocabulary)
     }
 
     /// The tokens with their ranks in any order; the ranks must be 0, 1, 2, ... and every byte must have one.
@@ -66,9 +72,12 @@ impl Vocabulary {
             }
             *place = token;
         }
-        Self::from_tokens(tokens)
+        let mut vocabulary = Self::from_tokens(tokens)?;
+        vocabulary.find_merges();
+        Ok(vocabulary)
     }
 
+    /// Without merges yet.
     fn from_tokens(tokens: Vec<Vec<u8>>) -> Result<Self, Error> {
         let mut vocabulary = Self {
             bytes: tokens.concat(),
@@ -101,15 +110,20 @@ impl Vocabulary {
         if let Some(byte) = vocabulary.byte_ids.iter().position(|&id| id == NONE) {
             return Err(Error::BadRanks(format!("byte {byte} has no token of its own")));
         }
-        vocabulary.set_merges(&vocabulary.all_merges());
-        let own = vocabulary.own_merges();
-        if own.len() == vocabulary.tokens().filter(|token| token.len() > 1).count() {
-            // Merging comes to the bytes of a token by its own two parts or not at all: as long as no merge crosses
-            // their borders, it goes the way that it goes with those bytes alone. So the other cuts never come up, and a
-            // third of the table is nearer than the whole.
-            vocabulary.set_merges(&own);
-        }
         Ok(vocabulary)
+    }
+
+    /// Of all ways to cut a token into two tokens keep those that can come up.
+    ///
+    /// Merging comes to the bytes of a token by its own two parts or not at all: as long as no merge crosses their
+    /// borders, it goes the way that it goes with those bytes alone. So when every token has such parts, no other cut
+    /// ever comes up, and a third of the table is nearer than the whole.
+    fn find_merges(&mut self) {
+        self.set_merges(&self.all_merges());
+        let own = self.own_merges();
+        if own.len() == self.tokens().filter(|token| token.len() > 1).count() {
+            self.set_merges(&own);
+        }
     }
 
     fn set_merges(&mut self, merges: &[(Pair, u32)]) {
