@@ -127,7 +127,8 @@ def save_random_checkpoint(stage: str, context_len: int = 128) -> None:
     import torch
 
     from nanochat import paths
-    from nanochat.checkpoint_manager import save_checkpoint, tokenizer_sha256
+    from nanochat.checkpoint_files import save_checkpoint
+    from nanochat.checkpoint_manager import tokenizer_sha256
     from nanochat.gpt import GPT
     from nanochat.gpt_config import config_for_depth
     from nanochat.tokenizer import RustBPETokenizer
