@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, H heads, D channels per head, S keys.
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def rotary_table(positions: int, head_dim: int, base: float, device: torch.device) -> torch.Tensor:
@@ -35,6 +36,79 @@ def window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor:
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, causal: bool) -> torch.Tensor:
     """Scaled dot-product attention of q (B, H, T, D) over k and v (B, H_kv, S, D); heads share keys in groups.
 
-    `mask` (B, 1, T, S) or (T, S) is True where a token may look; `causal` says it for T = S without a mask.
+    `mask` (B, 1, T, S) or (T, S) is True where a token may look; `causal` says it for T = S without a mask. The
+    vectors of q and k have lengths of about sqrt(D), so that no score is far above sqrt(D).
     """
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=k.size(1) != q.size(1))
+    grouped = k.size(1) != q.size(1)
+    on_cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    if causal and on_cpu and not grouped and q.requires_grad and q.size(2) >= LEAST_TOKENS:
+        attended: torch.Tensor = _CausalAttention.apply(q, k, v)
+        return attended
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=grouped)
+
+
+# Training in bfloat16 on a CPU: torch's backward takes six times as long as its forward, where five matrix products
+# stand against two. The same products in blocks that fit the cache take 0.6 of its time at T = 512.
+LEAST_TOKENS = 256
+BLOCK_HEADS = 8
+BLOCK_TOKENS = 256
+
+
+class _CausalAttention(torch.autograd.Function):
+    """Torch's forward, our backward."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        y, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+        ctx.save_for_backward(q, k, v, y, logsumexp)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        gradients: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+        gradients = _causal_attention_backward(dy, *ctx.saved_tensors)  # type: ignore[attr-defined]
+        return gradients
+
+
+@torch.library.custom_op("nanochat::causal_attention_backward", mutates_args=())
+def _causal_attention_backward(
+    dy: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, y: torch.Tensor, logsumexp: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of q, k and v, each (B, H, T, D): the weights are computed again, a block of queries at a time.
+
+    `logsumexp` (B, H, T) is of each query's scores. An operator of its own, so that torch.compile does not unroll it.
+    Scores are rounded to bfloat16: gradients are off by 0.5 % where attention is spread and by 2.6 % where each query
+    sees little more than one key (torch's: 0.3 % and 1.2 %).
+    """
+    shape, (tokens, channels) = q.shape, q.shape[2:]
+    q, k, v = (x.reshape(-1, tokens, channels) for x in (q * channels**-0.5, k, v))  # (BH, T, D)
+    # Weights are exp(score) / sum. The sum divides dy, which is smaller; the exponential stays, and cannot overflow.
+    wide = dy.reshape(q.shape).float() * logsumexp.reshape(-1, tokens, 1).neg().exp()
+    along = (wide * y.reshape(q.shape)).sum(-1, keepdim=True).to(q.dtype)
+    dy = wide.to(q.dtype)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
+    lower = torch.ones(BLOCK_TOKENS, BLOCK_TOKENS, dtype=q.dtype).tril_()
+    for first_head in range(0, q.size(0), BLOCK_HEADS):
+        heads = slice(first_head, first_head + BLOCK_HEADS)
+        for start in reversed(range(0, tokens, BLOCK_TOKENS)):
+            rows = slice(start, min(start + BLOCK_TOKENS, tokens))
+            seen, size = slice(0, rows.stop), rows.stop - start
+            weights = torch.bmm(q[heads, rows], k[heads, seen].mT).exp_()  # (heads, rows, seen)
+            weights[:, :, rows].mul_(lower[:size, :size])
+            scores = torch.bmm(dy[heads, rows], v[heads, seen].mT).sub_(along[heads, rows]).mul_(weights)
+            dq[heads, rows] = torch.bmm(scores, k[heads, seen])
+            if rows.stop == tokens:
+                dv[heads] = torch.bmm(weights.mT, dy[heads, rows])
+                dk[heads] = torch.bmm(scores.mT, q[heads, rows])
+            else:
+                dv[heads, seen].baddbmm_(weights.mT, dy[heads, rows])
+                dk[heads, seen].baddbmm_(scores.mT, q[heads, rows])
+    return dq.mul_(channels**-0.5).view(shape), dk.view(shape), dv.view(shape)
+
+
+@_causal_attention_backward.register_fake
+def _(
+    dy: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, y: torch.Tensor, logsumexp: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape), q.new_empty(q.shape)
