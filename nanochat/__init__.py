@@ -4,8 +4,8 @@ The house has floors. A room (module) imports only from floors below it and from
 scripts are the doors and nothing imports a door; tasks stand beside and see floors 0 and 1 only.
 `tests/test_architecture.py` reads this plan and holds the imports against it.
 
-4 behaviour  checkpoint_files checkpoint_manager loss_eval training_run training engine task_eval core_eval rollout
-             serving
+4 behaviour  checkpoint_files checkpoint_manager loss_eval training_run training scheduler engine task_eval core_eval
+             rollout serving
 3 model      kv_cache attention chunked_loss tricks gpt muon averaging optim rehearsal sampling
 2 machine    runtime calibration dataloader
 1 tokens     shard_writer text_import chat_format tokenizer_files tokenizer_base huggingface_tokenizer tokenizer dataset

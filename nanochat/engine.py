@@ -19,19 +19,8 @@ from nanochat.conversation import PartType
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache
 from nanochat.sampling import sample
+from nanochat.scheduler import ContextOverflow, Piece
 from nanochat.tokenizer import RustBPETokenizer
-
-
-class ContextOverflow(UserError):
-    """The prompt leaves no room for an answer."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A bit of an answer as it comes: of what is said, of a tool call, or of what the tool answered."""
-
-    type: PartType
-    text: str
 
 
 @dataclass
