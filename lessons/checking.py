@@ -76,6 +76,7 @@ def sentence_of(nodeid: str) -> str:
 def check(lesson: Lesson, own_folder: Path) -> Outcome:
     """Run a lesson's check on the work in a learner's folder."""
     os.environ["NANOCHAT_LESSON_DIR"] = str(own_folder)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # others' plugins take longer to import than a check takes
     sys.dont_write_bytecode = True
     outcome = Outcome(own_folder)
     flags = ["-p", "no:terminal", "-p", "no:cacheprovider", "-o", "addopts=", "--import-mode=importlib"]
