@@ -110,7 +110,9 @@ def _copy(lesson: Lesson, folder: Path) -> Path:
     if lesson.is_crate:
         shutil.rmtree(part, ignore_errors=True)
         shutil.copytree(lesson.start, part, ignore=shutil.ignore_patterns("target"))
-        crates.repoint(part, {other.folder.name: learner.whose(other.number) for other in learner.lessons()})
+        crates.repoint(
+            part / "Cargo.toml", {other.folder.name: learner.whose(other.number) for other in learner.lessons()}
+        )
     else:
         shutil.copyfile(lesson.start, part)
     part.rename(work)

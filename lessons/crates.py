@@ -1,6 +1,8 @@
 """Building and running a lesson's Rust crate; all of them share one target folder, so that a library is built once.
 
-The folder is `CARGO_TARGET_DIR`, by default `lessons-target` under the base directory.
+The folder is `CARGO_TARGET_DIR`, by default `lessons-target` under the base directory. A crate is copied into it before
+it is built: cargo tells a package apart from others by its place below where it is called, and from its older self by
+the times of its files, so that in a shared folder a learner's crate and the solution would be taken for one.
 """
 
 import hashlib
@@ -11,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,24 +26,36 @@ from nanochat.command import UserError
 
 @dataclass(frozen=True)
 class Crate:
-    """A folder with a Cargo.toml."""
+    """A folder with a Cargo.toml, and the name of its lesson."""
 
     folder: Path
+    lesson: str
 
     def run(self, *arguments: str, stdin: str = "") -> str:
-        """What the crate's program prints, given arguments and an input. Raises CrateError where it fails."""
+        """What the crate's program prints, given arguments and an input.
+
+        Raises NotImplementedError at a `todo!`, CrateError where the program fails otherwise, or is not compiled.
+        """
         program = built(self, "bin")
-        done = subprocess.run([program, *arguments], input=stdin, capture_output=True, encoding="utf-8", check=False)
+        environment = {**os.environ, "RUST_BACKTRACE": "0"}
+        done = subprocess.run(
+            [program, *arguments], input=stdin, env=environment, capture_output=True, encoding="utf-8", check=False
+        )
+        if unwritten := re.search(r"not yet implemented: (.*)", done.stderr):
+            raise NotImplementedError(f"{self.lesson}: {unwritten[1]} is yours to write")
         if done.returncode != 0:
-            raise CrateError(f"{self.folder.name} {' '.join(arguments)} stopped: {done.stderr.strip()}")
+            told = done.stderr.replace(
+                "note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace", ""
+            )
+            raise CrateError(f"the program stopped, called with {' '.join(arguments)!r:.200}: {told.strip()}")
         return done.stdout
 
     def test(self) -> str:
         """What `cargo test` prints. Raises CrateError where a test fails."""
         with _lock():
-            done = _cargo(self, "test", "--quiet")
+            done = _cargo(_mirrored(self), "test", "--quiet", "--lib")
         if done.returncode != 0:
-            raise CrateError(f"`cargo test` in {self.folder.name} fails:\n{done.stdout}{done.stderr}")
+            raise CrateError(f"`cargo test` fails:\n{done.stdout}{done.stderr}")
         return done.stdout
 
 
@@ -74,24 +89,59 @@ def built(crate: Crate, kind: str) -> Path:
     loads a file twice, loads a changed one. Raises CrateError with the compiler's words.
     """
     with _lock():
-        done = _cargo(crate, "build", "--message-format=json-render-diagnostics")
+        folder = _mirrored(crate)
+        done = _cargo(folder, "build", "--message-format=json-render-diagnostics")
         if done.returncode != 0:
-            raise CrateError(f"{crate.folder.name} does not compile:\n{done.stderr.strip()}")
+            raise CrateError(f"it does not compile:\n{done.stderr.strip()}")
         for line in done.stdout.splitlines():
             message = json.loads(line)
-            ours = Path(message.get("manifest_path", "")).resolve().parent == crate.folder.resolve()
-            if message["reason"] == "compiler-artifact" and ours and kind in message["target"]["kind"]:
-                return _kept(Path(message["executable"] or message["filenames"][0]), message["target"]["name"], kind)
-    raise CrateError(f"{crate.folder / 'Cargo.toml'} makes no {kind}: `python -m lessons diff` shows the solution's")
+            if message["reason"] == "compiler-artifact" and Path(message["manifest_path"]) == folder / "Cargo.toml":
+                target = message["target"]
+                if kind in target["kind"]:
+                    return _kept(Path(message["executable"] or message["filenames"][0]), target["name"], kind)
+    raise CrateError(f"Cargo.toml makes no {kind}: copy it from lessons/{crate.lesson}/start")
 
 
-def repoint(crate_folder: Path, neighbours: dict[str, Path]) -> None:
+def snippet(source: str) -> str:
+    """What a small Rust program prints, or what the compiler says against it: for a notebook's cells."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "main.rs").write_text(source, encoding="utf-8")
+        compiled = _run(["rustc", "--edition=2024", "-Cdebuginfo=0", "main.rs"], Path(folder))
+        if compiled.returncode != 0:
+            return compiled.stderr.strip()
+        done = _run([str(Path(folder) / "main")], Path(folder))
+        return (done.stdout + done.stderr).strip()
+
+
+def repoint(manifest: Path, paths_of: dict[str, Path]) -> None:
     """In a copied Cargo.toml, let paths to other lessons' solutions lead to these folders, by lesson name."""
-    manifest = crate_folder / "Cargo.toml"
     text = manifest.read_text(encoding="utf-8")
-    for name, folder in neighbours.items():
-        text = re.sub(rf'"[^"]*{name}/solution"', f'"{folder.as_posix()}"', text)
+    for name, folder in paths_of.items():
+        text = re.sub(rf'"[^"]*{name}/solution"', f'"{folder.resolve().as_posix()}"', text)
     manifest.write_text(text, encoding="utf-8")
+
+
+def _mirrored(crate: Crate) -> Path:
+    """The lesson's folder below the target folder, made equal to the crate; equal files are left untouched."""
+    mirror = target_dir().resolve() / "crates" / crate.lesson
+    files = {path.relative_to(crate.folder): path for path in crate.folder.rglob("*") if path.is_file()}
+    wanted = {inside: path.read_bytes() for inside, path in files.items() if inside.parts[0] != "target"}
+    manifest = wanted[Path("Cargo.toml")].decode()
+    absolute = re.sub(
+        r'(path = )"(\.\.?/[^"]*)"',
+        lambda found: f'{found[1]}"{(crate.folder / found[2]).resolve().as_posix()}"',
+        manifest,
+    )
+    wanted[Path("Cargo.toml")] = absolute.encode()
+    for path in mirror.rglob("*"):
+        if path.is_file() and path.relative_to(mirror) not in wanted:
+            path.unlink()
+    for inside, content in wanted.items():
+        path = mirror / inside
+        if not path.exists() or path.read_bytes() != content:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return mirror
 
 
 def _kept(artifact: Path, name: str, kind: str) -> Path:
@@ -107,20 +157,19 @@ def _kept(artifact: Path, name: str, kind: str) -> Path:
     return kept
 
 
-def _cargo(crate: Crate, verb: str, *flags: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "CARGO_TARGET_DIR": str(target_dir()), "PYO3_PYTHON": sys.executable}
+def _cargo(folder: Path, verb: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return _run(["cargo", verb, *flags], folder)
+
+
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    settings = {"CARGO_TARGET_DIR": str(target_dir().resolve()), "PYO3_PYTHON": sys.executable, "RUST_BACKTRACE": "0"}
+    environment = {**os.environ, **settings}
     try:
-        return subprocess.run(
-            ["cargo", verb, *flags],
-            cwd=crate.folder,
-            env=environment,
-            capture_output=True,
-            encoding="utf-8",
-            check=False,
-        )
+        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", check=False)
     except FileNotFoundError as missing:
         raise UserError(
-            "the Rust lessons need cargo, which is not on the PATH: `source ~/.cargo/env`, or install it from rustup.rs"
+            f"the Rust lessons need {command[0]}, which is not on the PATH: `source ~/.cargo/env`, or install it from "
+            "rustup.rs"
         ) from missing
 
 

@@ -83,7 +83,7 @@ def load(number: int) -> ModuleType:
     """
     path = whose(number)
     if path.is_dir():
-        return crates.module(Crate(path))
+        return crates.module(crate(number))
     name = f"lesson_{number:02d}"
     specification = importlib.util.spec_from_file_location(name, path)
     if specification is None or specification.loader is None:
@@ -96,4 +96,4 @@ def load(number: int) -> ModuleType:
 
 def crate(number: int) -> Crate:
     """The crate of a Rust lesson: the learner's own where there is one, else the solution."""
-    return Crate(whose(number))
+    return Crate(whose(number), find(number).folder.name)
