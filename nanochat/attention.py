@@ -19,12 +19,23 @@ def rotary_table(positions: int, head_dim: int, base: float, device: torch.devic
 def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Turn each pair of channels (i, i + D/2) of x (B, H, T, D) by minus its position's angle.
 
-    `table` is (2, T, D/2), or (2, B, 1, T, D/2) where rows stand at positions of their own. The sign is that of
-    transformers' NanoChat; the other one is the same model with rows of W_q and W_k swapped.
+    `table` is (2, T, D/2). The sign is that of transformers' NanoChat; the other one is the same model with rows of
+    W_q and W_k swapped.
     """
     cosine, sine = table.to(x.dtype)
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cosine + second * sine, second * cosine - first * sine), dim=-1)
+
+
+def doubled(table: torch.Tensor) -> torch.Tensor:
+    """A table (2, ..., D/2) for `rotate_short`: (2, ..., D), the sine of the second half negative."""
+    cosine, sine = table
+    return torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((sine, -sine), dim=-1)))
+
+
+def rotate_short(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The rotation of x (..., D) in as few operations as there are, by a doubled table."""
+    return torch.addcmul(x * table[0], x.roll(x.size(-1) // 2, dims=-1), table[1])
 
 
 def window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor:

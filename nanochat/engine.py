@@ -1,53 +1,123 @@
-"""Generation: prompts are read once into a cache, then every row goes on one id at a time, the tool called on the way.
+"""Generation: many prompts at once, each answered as if it were alone, the tool called on the way.
 
-Prompts of different lengths run together. What stands between `<|python_start|>` and `<|python_end|>` is computed by
-the calculator, and its answer forced upon the row before the model goes on. A row ends at `<|assistant_end|>`, at
-`<|bos|>` (a new document), after `max_tokens`, or where the context ends.
+Every step reads one id of each row that decodes and a chunk of the prompts that came, in one forward pass. What stands
+between `<|python_start|>` and `<|python_end|>` is computed by the calculator, and its answer forced upon the row before
+the model goes on. A row ends at `<|assistant_end|>`, at `<|bos|>` (a new document), at a stop text or id, after
+`max_tokens`, or where the context ends.
+
+A row's ids depend on its own prompt, parameters and random numbers alone, up to rounding: kernels add up in another
+order for another number of rows. In float32 that is 1e-5 of a logit, in bfloat16 it may be the last of its eight bits,
+so that there a near tie can go the other way in other company.
 """
 
-import codecs
-from collections import deque
+import random
+import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from nanochat import chat_format
 from nanochat.calculator import use_calculator
 from nanochat.command import UserError
-from nanochat.conversation import PartType
 from nanochat.gpt import GPT
-from nanochat.kv_cache import KVCache
-from nanochat.sampling import sample
-from nanochat.scheduler import ContextOverflow, Piece
+from nanochat.hardware import available_memory_bytes
+from nanochat.kv_cache import Chunk, KVCache, Reading
+from nanochat.sampling import Sampler, SamplingParams, Seen, logprobs_of, needs_seen
+from nanochat.scheduler import ContextOverflow, Row, Scheduler, TokenLogprob, Update
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.transcript import Marks, Piece, Transcript
+
+LOGPROB_TOKENS = 256
+"""Tokens of a prompt whose logits are there at a time."""
 
 
-@dataclass
-class _Row:
-    """What one row is doing."""
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing and has done."""
 
-    index: int
-    room: int
-    ids: list[int] = field(default_factory=list)
-    mask: list[int] = field(default_factory=list)
-    forced: deque[int] = field(default_factory=deque)
-    call: list[int] | None = None
-    done: bool = False
+    running: int
+    """Samples that decode or whose prompt is being read."""
+    waiting: int
+    """Samples without a slot."""
+    max_rows: int
+    prompt_tokens: int
+    """Of all prompts, since the start; `shared_tokens` of them were known from other texts."""
+    shared_tokens: int
+    generated_tokens: int
+    cache_bytes: int
+    kept_bytes: int
+    """Beside the cache, of texts that have ended."""
+    memory_bytes: int
+    """What both may take."""
 
 
 class Engine:
-    """A model with its tokenizer, ready to generate. Not for two threads at once."""
+    """A model with its tokenizer, ready to generate. Not for two threads at once.
 
-    def __init__(self, model: GPT, tokenizer: RustBPETokenizer):
+    `memory_bytes` bounds the cache and the texts that are kept for prompts which go on from them; None takes a third
+    of what is free. `prefill_tokens` is how much of new prompts a step reads while others decode.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: RustBPETokenizer,
+        *,
+        max_rows: int = 256,
+        memory_bytes: int | None = None,
+        prefill_tokens: int = 512,
+    ):
         self.model, self.tokenizer = model, tokenizer
         self.context_len = model.config.sequence_len
-        special = tokenizer.encode_special
-        self.ends = {special(chat_format.ASSISTANT_END), special(chat_format.BOS)}
-        self.python_start, self.python_end = special(chat_format.PYTHON_START), special(chat_format.PYTHON_END)
-        self.output_start, self.output_end = special(chat_format.OUTPUT_START), special(chat_format.OUTPUT_END)
-        unsayable = (chat_format.USER_START, chat_format.USER_END, chat_format.ASSISTANT_START)
-        self.forbidden = [special(name) for name in unsayable] + [self.output_start, self.output_end]
+        self.marks = Marks(tokenizer)
+        nameless = range(tokenizer.get_vocab_size(), model.config.vocab_size)
+        self._forbidden = torch.tensor([*self.marks.unsayable, *nameless], device=model.device)
+        free = _free_bytes(model.device) // 3 if memory_bytes is None else memory_bytes
+        cache = KVCache(model.config, model.device, model.dtype, limit_bytes=free)
+        self._scheduler = Scheduler(cache, max_rows, free, prefill_tokens)
+        self._sampler: tuple[list[Row], Sampler] | None = None
+        self._pending: list[Update] = []
+        self._requests = self._prompt_tokens = self._generated_tokens = 0
+        self._weights_version = self._version_of_weights()
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams, n: int = 1) -> int:
+        """Ask for n samples behind a prompt; the number that their updates bear.
+
+        Raises ContextOverflow where the prompt leaves no room, UserError for what can never be answered.
+        """
+        return self._submit(list(prompt), params, n, keep=True, text=True)
+
+    def step(self) -> list[Update]:
+        """Compute one forward pass; what each sample gained. Nothing is under way when nothing is `busy`."""
+        updates, self._pending = self._pending, []
+        return updates + self._step()
+
+    def cancel(self, request: int) -> None:
+        """End what is left of a request; the next step says so. Nothing happens to one that has ended."""
+        gone = [row for row in self._all_rows() if row.request == request]
+        for row in gone:
+            row.finish_reason = "cancelled"
+            self._pending.append(Update(request, row.sample, finish_reason="cancelled"))
+        self._scheduler.remove_cancelled()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step has anything to do or to tell."""
+        return bool(self._pending) or bool(self._all_rows())
+
+    def stats(self) -> EngineStats:
+        """What it is doing and has done."""
+        scheduler = self._scheduler
+        waiting = sum(len(group) for group in scheduler.waiting)
+        return EngineStats(
+            len(self._all_rows()) - waiting, waiting, scheduler.max_rows,
+            self._prompt_tokens, scheduler.shared_tokens, self._generated_tokens,
+            scheduler.cache.store.nbytes, scheduler.prefixes.bytes, scheduler.memory_bytes,
+        )  # fmt: skip
+
+    # --- whole answers ------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -62,12 +132,25 @@ class Engine:
 
         A row that has ended repeats its last id with mask 0.
         """
-        last = [0] * num_samples
-        for rows in self._run([prompt], num_samples, max_tokens, temperature, top_k, seed):
-            mask = [0] * num_samples
-            for row in rows:
-                last[row.index], mask[row.index] = row.ids[-1], row.mask[-1]
-            yield list(last), mask
+        if num_samples < 1 or max_tokens < 1:
+            return
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        rows: list[tuple[list[int], list[int]]] = [([], []) for _ in range(num_samples)]
+        going, column = set(range(num_samples)), 0
+        for updates in self._run([self._submit(prompt, params, num_samples, keep=False, text=False)]):
+            for update in updates:
+                rows[update.sample][0].extend(update.ids)
+                rows[update.sample][1].extend(update.mask)
+                if update.finish_reason is not None:
+                    going.discard(update.sample)
+            ready = min((len(rows[row][0]) for row in going), default=max(len(ids) for ids, _ in rows))
+            for place in range(column, ready):
+                there = [place < len(ids) for ids, _ in rows]
+                yield (
+                    [ids[place if has else -1] for (ids, _), has in zip(rows, there, strict=True)],
+                    [mask[place] if has else 0 for (_, mask), has in zip(rows, there, strict=True)],
+                )
+            column = max(column, ready)
 
     def generate_batch(
         self,
@@ -80,125 +163,233 @@ class Engine:
     ) -> list[tuple[list[int], list[int]]]:
         """Ids (the end id with them) and mask of every sample: those of the first prompt, of the second, ..."""
         results: list[tuple[list[int], list[int]]] = [([], []) for _ in range(len(prompts) * num_samples)]
-        for rows in self._run(prompts, num_samples, max_tokens, temperature, top_k, seed):
-            for row in rows:
-                results[row.index] = row.ids, row.mask
+        params = [
+            SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed + 1_000_003 * number)
+            for number in range(len(prompts))
+        ]
+        for prompt, one in zip(prompts, params, strict=True):
+            self._check(prompt, one, num_samples)
+        if max_tokens < 1:
+            return results
+        requests = [
+            self._submit(prompt, one, num_samples, False, False) for prompt, one in zip(prompts, params, strict=True)
+        ]
+        first = {request: number * num_samples for number, request in enumerate(requests)}
+        for updates in self._run(requests):
+            for update in updates:
+                ids, mask = results[first[update.request] + update.sample]
+                ids.extend(update.ids)
+                mask.extend(update.mask)
         return results
 
     def stream(
         self,
-        prompt: list[int],
-        max_tokens: int = 256,
+        prompt: Sequence[int],
+        max_tokens: int | SamplingParams = 256,
         temperature: float = 1.0,
         top_k: int | None = None,
-        seed: int = 42,
+        seed: int | None = 42,
     ) -> Iterator[Piece]:
-        """One answer as pieces of whole characters: a character whose bytes are not all there yet waits."""
-        opens: dict[int, PartType] = {self.python_start: "python", self.output_start: "python_output"}
-        kind: PartType = "text"
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for (row,) in self._run([prompt], 1, max_tokens, temperature, top_k, seed):
-            token = row.ids[-1]
-            switch = token in opens or token in (self.python_end, self.output_end) or token in self.ends
-            text = decoder.decode(b"" if switch else self.tokenizer.decode_bytes([token]), final=switch)
-            if text:
-                yield Piece(kind, text)
-            if switch:
-                kind = opens.get(token, "text")
-        if rest := decoder.decode(b"", final=True):
-            yield Piece(kind, rest)
+        """One answer as pieces of whole characters; all parameters may be given at once in the second place."""
+        if isinstance(max_tokens, SamplingParams):
+            params = max_tokens
+        else:
+            params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_k=top_k, seed=seed)
+        for updates in self._run([self.submit(prompt, params)]):
+            for update in updates:
+                yield from update.pieces
 
-    def _run(
-        self,
-        prompts: Sequence[list[int]],
-        num_samples: int,
-        max_tokens: int,
-        temperature: float,
-        top_k: int | None,
-        seed: int,
-    ) -> Iterator[list[_Row]]:
-        """After every step, the rows that took an id in it."""
-        if temperature < 0 or (top_k or 0) < 0:
-            raise UserError(f"temperature and top_k are 0 or more, got {temperature} and {top_k}")
-        for prompt in prompts:
-            assert prompt, "an empty prompt has no last id to go on from: lead it with <|bos|>"
-            if len(prompt) >= self.context_len:
-                raise ContextOverflow(
-                    f"the prompt has {len(prompt)} tokens, the model's context is {self.context_len}; shorten it"
-                )
-        if max_tokens < 1 or not prompts:
+    # --- the work -----------------------------------------------------------------------------------------------------
+
+    def _run(self, requests: Sequence[int]) -> Iterator[list[Update]]:
+        """The updates of these requests, step by step; those of others wait for `step`."""
+        mine, left = set(requests), len([row for row in self._all_rows() if row.request in requests])
+        try:
+            while left:
+                updates = self._step()
+                ours = [update for update in updates if update.request in mine]
+                self._pending += [update for update in updates if update.request not in mine]
+                left -= sum(update.finish_reason is not None for update in ours)
+                yield ours
+        finally:
+            if left:
+                for request in requests:
+                    self.cancel(request)
+                self._pending = [update for update in self._pending if update.request not in mine]
+
+    def _check(self, prompt: Sequence[int], params: SamplingParams, n: int) -> None:
+        if not prompt:
+            raise UserError("the prompt is empty: lead it with <|bos|>")
+        vocab_size = self.model.config.vocab_size
+        for name, ids in (("the prompt", prompt), ("logit_bias", params.logit_bias)):
+            if wrong := [token for token in ids if not 0 <= token < vocab_size]:
+                raise UserError(f"{name} names the id {wrong[0]}, the vocabulary has {vocab_size} ids from 0 on")
+        if n < 1:
+            raise UserError(f"n must be 1 or more, got {n}")
+        if len(prompt) + min(params.max_tokens, 1) > self.context_len:
+            raise ContextOverflow(
+                f"the prompt has {len(prompt)} tokens, the model's context is {self.context_len}; shorten it"
+            )
+
+    def _submit(self, prompt: list[int], params: SamplingParams, n: int, keep: bool, text: bool) -> int:
+        self._check(prompt, params, n)
+        if not self._all_rows() and (version := self._version_of_weights()) != self._weights_version:
+            self._weights_version = version  # the model has learned since: what was read before is out of date
+            self._scheduler.prefixes.shrink(0)
+        self._requests += 1
+        self._prompt_tokens += len(prompt)
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        room = min(params.max_tokens, self.context_len - len(prompt))
+        rows = []
+        for sample in range(n):
+            row = Row(
+                self._requests,
+                sample,
+                params,
+                list(prompt),
+                len(prompt),
+                room,
+                random.Random(f"{seed}/{sample}"),
+                keep and n == 1,
+            )
+            if needs_seen(params):
+                row.seen = Seen(frozenset(prompt))
+            if text or params.stop:
+                row.transcript = Transcript(self.tokenizer, self.marks, params.stop)
+            rows.append(row)
+        self._scheduler.waiting.append(rows)
+        return self._requests
+
+    def _all_rows(self) -> list[Row]:
+        scheduler = self._scheduler
+        read = (row for reader in scheduler.reading for row in reader.rows)
+        return [*scheduler.rows, *read, *(row for group in scheduler.waiting for row in group)]
+
+    def _version_of_weights(self) -> int:
+        return sum(parameter._version for parameter in self.model.parameters())
+
+    @torch.inference_mode()
+    def _step(self) -> list[Update]:
+        """One forward pass, and one more id for every row whose prompt is read."""
+        scheduler = self._scheduler
+        chunks = scheduler.plan()
+        decoding = len(scheduler.rows)
+        if not decoding and not chunks:
+            return []
+        hidden = self._read(scheduler.rows, [(reader.rows[0], chunk) for reader, chunk in chunks])
+        picks, first = list(range(decoding)), decoding
+        for reader, chunk in chunks:
+            if reader.rows[0].params.prompt_logprobs is not None:
+                self._score_prompt(reader.rows[0], chunk, hidden[first : first + chunk.tokens])
+            first += chunk.tokens
+            if chunk.start + chunk.tokens == reader.rows[0].prompt_tokens:
+                picks += [first - 1] * len(reader.rows)
+        scheduler.have_read(chunks)
+        updates = []
+        if picks:
+            whole = len(picks) == hidden.size(0)
+            updates = self._extend(hidden if whole else hidden[torch.tensor(picks, device=hidden.device)])
+        scheduler.remove_finished()
+        return updates
+
+    def _read(self, rows: Sequence[Row], chunks: Sequence[tuple[Row, Chunk]]) -> torch.Tensor:
+        """The model's output (N, C) for the last id of each row and the ids of each chunk."""
+        ids = [row.tokens[-1] for row in rows]
+        lengths = [len(row.tokens) - 1 for row in rows]
+        for row, chunk in chunks:
+            ids += row.tokens[chunk.start : chunk.start + chunk.tokens]
+        previous = None
+        if self.model.config.looks_back:
+            previous = [row.tokens[-2] if len(row.tokens) > 1 else -1 for row in rows]
+            for row, chunk in chunks:
+                before = row.tokens[chunk.start - 1] if chunk.start else -1
+                previous += [before, *row.tokens[chunk.start : chunk.start + chunk.tokens - 1]]
+        reading = Reading(self._scheduler.cache, lengths, [chunk for _, chunk in chunks], previous)
+        return self.model.hidden(torch.tensor([ids], device=self.model.device), reading)[0]
+
+    def _extend(self, hidden: torch.Tensor) -> list[Update]:
+        """Give every row that decodes its next id, from the model's output (rows, C)."""
+        rows, softcap = self._scheduler.rows, self.model.config.logit_softcap
+        raw = self.model.raw_logits(hidden)
+        asked = [place for place, row in enumerate(rows) if row.params.logprobs is not None]
+        apart = raw[torch.tensor(asked, device=raw.device)] if asked else None
+        if self._sampler is None or self._sampler[0] != rows:
+            self._sampler = list(rows), Sampler([row.params for row in rows], self._forbidden, softcap)
+        uniforms = [1.0 - row.random.random() for row in rows]
+        sampled = self._sampler[1].draw(raw, uniforms, [row.seen for row in rows])
+        was_forced = [bool(row.forced) for row in rows]
+        tokens = [row.forced.popleft() if row.forced else token for row, token in zip(rows, sampled, strict=True)]
+        logprobs: list[TokenLogprob | None] = [None] * len(rows)
+        if apart is not None:
+            tops = [rows[place].params.logprobs or 0 for place in asked]
+            found = logprobs_of(apart, [tokens[place] for place in asked], tops, softcap)
+            for place, logprob in zip(asked, found, strict=True):
+                logprobs[place] = TokenLogprob(tokens[place], *logprob)
+        taken = zip(list(rows), tokens, was_forced, logprobs, strict=True)
+        return [self._take(row, token, forced, logprob) for row, token, forced, logprob in taken]
+
+    def _take(self, row: Row, token: int, forced: bool, logprob: TokenLogprob | None) -> Update:
+        """Give the row its next id, if it has room for one, and tell what it gained."""
+        prompt_logprobs = None if row.prompt_logprobs is None else tuple(row.prompt_logprobs)
+        row.prompt_logprobs = None
+        if row.room == 0:
+            row.finish_reason = "length"
+            return Update(row.request, row.sample, prompt_logprobs=prompt_logprobs, finish_reason="length")
+        row.tokens.append(token)
+        self._generated_tokens += 1
+        if row.seen is not None:
+            row.seen.add(token)
+        if not forced:
+            if token in self.marks.ends or token in row.params.stop_ids:
+                row.finish_reason = "stop"
+            else:
+                self._watch_the_tool(row, token)
+        pieces: tuple[Piece, ...] = ()
+        if row.transcript is not None:
+            if row.finish_reason is None:
+                row.transcript.take(token)
+            if row.transcript.stopped:
+                row.finish_reason = "stop"
+        if row.finish_reason is None and len(row.tokens) == row.most_tokens:
+            row.finish_reason = "length"
+        if row.transcript is not None:
+            if row.finish_reason is not None:
+                row.transcript.end()
+            pieces = row.transcript.drain()
+        of_id = () if logprob is None else (logprob,)
+        mask = 0 if forced else 1
+        return Update(row.request, row.sample, pieces, (token,), (mask,), of_id, prompt_logprobs, row.finish_reason)
+
+    def _watch_the_tool(self, row: Row, token: int) -> None:
+        if not row.params.tools:
             return
-        generator = torch.Generator(self.model.device).manual_seed(seed)
-        logits, cache = self._prefill(prompts, num_samples)
-        rows = [
-            _Row(index, min(max_tokens, self.context_len - len(prompts[index // num_samples])))
-            for index in range(len(prompts) * num_samples)
-        ]
-        while True:
-            ids = self._pick(logits, temperature, top_k, generator)
-            active = [row for row in rows if not row.done]
-            for row, sampled in zip(rows, ids, strict=True):
-                if not row.done:
-                    self._take(row, sampled)
-            yield active
-            if all(row.done for row in rows):
-                return
-            kept = [position for position, row in enumerate(rows) if not row.done]
-            if len(kept) <= 0.75 * len(rows):  # fewer rows are faster, but leaving one out copies the cache
-                cache.select(kept)
-                rows = [rows[position] for position in kept]
-            logits = self._decode([row.ids[-1] for row in rows], cache)
-
-    @torch.no_grad()
-    def _prefill(self, prompts: Sequence[list[int]], num_samples: int) -> tuple[torch.Tensor, KVCache]:
-        """Read every prompt once, padded on the right where nothing looks; logits (rows, V) at each end."""
-        lengths = [len(prompt) for prompt in prompts]
-        longest = max(lengths)
-        device = self.model.device
-        padded = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
-        cache = KVCache(self.model.config, len(prompts), device, self.model.dtype, capacity=longest + 64)
-        hidden = self.model.hidden(padded, cache)
-        cache.truncate(lengths)
-        ends = hidden[torch.arange(len(prompts), device=device), torch.tensor(lengths, device=device) - 1]
-        logits = self.model.logits(ends)
-        if num_samples > 1:
-            copies = [row for row in range(len(prompts)) for _ in range(num_samples)]
-            cache.select(copies)
-            logits = logits[torch.tensor(copies, device=device)]
-        return logits, cache
-
-    @torch.no_grad()
-    def _decode(self, ids: list[int], cache: KVCache) -> torch.Tensor:
-        """Logits (rows, V) after one more id per row. A row that is done takes along whatever it has room for."""
-        limit = self.context_len - 1
-        cache.truncate([min(length, limit) for length in cache.lengths])
-        hidden = self.model.hidden(torch.tensor(ids, device=self.model.device).unsqueeze(1), cache)
-        return self.model.logits(hidden[:, -1])
-
-    def _pick(
-        self, logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator
-    ) -> list[int]:
-        logits[:, self.forbidden] = float("-inf")
-        picked: list[int] = sample(logits, temperature, top_k, generator).tolist()
-        return picked
-
-    def _take(self, row: _Row, sampled: int) -> None:
-        """Give the row its next id: a forced one if there is any, else the sampled one."""
-        was_forced = bool(row.forced)
-        token = row.forced.popleft() if was_forced else sampled
-        row.ids.append(token)
-        row.mask.append(0 if was_forced else 1)
-        if not was_forced:
-            self._watch_the_tool(row, token)
-        row.done = len(row.ids) >= row.room or (not was_forced and token in self.ends)
-
-    def _watch_the_tool(self, row: _Row, token: int) -> None:
-        if token == self.python_start:
+        marks = self.marks
+        if token == marks.python_start:
             row.call = []
-        elif token == self.python_end and row.call is not None:
+        elif token == marks.python_end and row.call is not None:
             answer = use_calculator(self.tokenizer.decode(row.call))
             if answer is not None:
-                row.forced.extend([self.output_start, *self.tokenizer.encode(answer), self.output_end])
+                row.forced.extend([marks.output_start, *self.tokenizer.encode(answer), marks.output_end])
             row.call = None
         elif row.call is not None:
             row.call.append(token)
+
+    def _score_prompt(self, row: Row, chunk: Chunk, hidden: torch.Tensor) -> None:
+        """Note the logprobs of the prompt's ids behind each of the chunk's, from the model's output (T, C)."""
+        if row.prompt_logprobs is None:
+            row.prompt_logprobs = [None]
+        last = min(chunk.start + chunk.tokens, row.prompt_tokens - 1)
+        for start in range(chunk.start, last, LOGPROB_TOKENS):
+            end = min(start + LOGPROB_TOKENS, last)
+            raw = self.model.raw_logits(hidden[start - chunk.start : end - chunk.start])
+            ids = row.tokens[start + 1 : end + 1]
+            tops = [row.params.prompt_logprobs or 0] * len(ids)
+            found = logprobs_of(raw, ids, tops, self.model.config.logit_softcap)
+            row.prompt_logprobs += [TokenLogprob(token, *logprob) for token, logprob in zip(ids, found, strict=True)]
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory of the device that nobody uses."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return available_memory_bytes()

@@ -15,10 +15,10 @@ from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from nanochat.attention import attend, rotary_table, rotate, window_mask
-from nanochat.chunked_loss import capped_logits, chunked_cross_entropy
+from nanochat.attention import attend, doubled, rotary_table, rotate, rotate_short, window_mask
+from nanochat.chunked_loss import cap, capped_logits, chunked_cross_entropy
 from nanochat.gpt_config import GPTConfig
-from nanochat.kv_cache import KVCache
+from nanochat.kv_cache import Reading
 from nanochat.tricks import Tricks
 
 Role = Literal["matrix", "embedding", "unembedding", "scalar"]
@@ -39,8 +39,18 @@ class Linear(nn.Module):
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """x over the root of its mean square along the last axis, without weights (arXiv:1910.07467), in float32."""
+    if torch.is_inference_mode_enabled():
+        return _short_rms_norm(x, eps)
     normed: torch.Tensor = _RMSNorm.apply(x, eps)
     return normed
+
+
+def _short_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """The same in as few operations as there are: a step of one token is as long as their number."""
+    if x.device.type == "cuda":
+        return F.rms_norm(x, x.shape[-1:], eps=eps)
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return (x * scale.square_().mul_(1 / x.size(-1)).add_(eps).rsqrt_()).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -74,19 +84,19 @@ class Attention(nn.Module):
         self.c_k = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.c_v = Linear(config.n_embd, config.n_kv_head * config.head_dim)
         self.c_proj = Linear(config.n_head * config.head_dim, config.n_embd)
+        self.c_qkv: nn.Module | None = None  # at inference it may stand in for the first three
 
     def forward(
         self,
         x: torch.Tensor,
         rotary: torch.Tensor,
-        cache: KVCache | None,
+        cache: Reading | None,
         layer: int,
         more_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """(B, T, C) to (B, T, C); with a cache the keys and values of earlier calls are seen too.
-
-        `more_values` (B, T, H_kv x D) are added to the values.
-        """
+        """(B, T, C) to (B, T, C). `more_values` (B, T, H_kv x D) are added to the values."""
+        if cache is not None:
+            return self._read(x, rotary, cache, layer, more_values)
         rows, tokens, _ = x.shape
         window = self.windows[layer]
         q = self.c_q(x).view(rows, tokens, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
@@ -94,16 +104,25 @@ class Attention(nn.Module):
         v = self.c_v(x) if more_values is None else self.c_v(x) + more_values.to(x.dtype)
         v = v.view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
         q, k = rms_norm(rotate(q, rotary), self.eps), rms_norm(rotate(k, rotary), self.eps)
-        if cache is None or max(cache.lengths) == 0:
-            if cache is not None:
-                cache.write(layer, k, v)
-            narrow = None if window is None or tokens <= window else window_mask(tokens, window, x.device)
-            y = attend(q, k, v, narrow, causal=narrow is None)
-        else:
-            mask = cache.mask(tokens, window)
-            k, v = cache.write(layer, k, v)
-            y = attend(q, k, v, mask, causal=False)
+        narrow = None if window is None or tokens <= window else window_mask(tokens, window, x.device)
+        y = attend(q, k, v, narrow, causal=narrow is None)
         return self.c_proj(y.transpose(1, 2).reshape(rows, tokens, -1))
+
+    def _read(
+        self, x: torch.Tensor, rotary: torch.Tensor, cache: Reading, layer: int, more_values: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The same for the new tokens (1, N, C) of many sequences, which see what the cache holds of their own."""
+        if self.c_qkv is not None:
+            made = self.c_qkv(x)
+        else:
+            made = torch.cat((self.c_q(x), self.c_k(x), self.c_v(x)), dim=-1)
+        heads = made.view(x.size(1), -1, self.head_dim)  # (N, H + 2 H_kv, D)
+        rotated = rotate_short(heads[:, : self.n_head + self.n_kv_head].float(), rotary)
+        q, k = rms_norm(rotated, self.eps).to(x.dtype).split((self.n_head, self.n_kv_head), dim=1)
+        v = heads[:, self.n_head + self.n_kv_head :]
+        if more_values is not None:
+            v = v + more_values.to(x.dtype).view_as(v)
+        return self.c_proj(cache.attend(layer, q, k, v).unsqueeze(0))
 
 
 class MLP(nn.Module):
@@ -135,7 +154,7 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         rotary: torch.Tensor,
-        cache: KVCache | None,
+        cache: Reading | None,
         layer: int,
         more_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -209,18 +228,17 @@ class GPT(nn.Module):
         self.dtype = dtype
         return self
 
-    def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """Ids (B, T) to the last layer's normalised output (B, T, C). The cache, if any, takes up the new tokens."""
-        tokens = idx.size(1)
-        first = max(cache.lengths) if cache is not None else 0
-        limit = self.config.sequence_len
-        assert first + tokens <= limit, f"{first} + {tokens} tokens do not fit the context of {limit}"
-        if cache is not None:
-            cache.reserve(tokens)
-        if cache is None or first == 0:
+    def hidden(self, idx: torch.Tensor, cache: Reading | None = None) -> torch.Tensor:
+        """Ids (B, T) to the last layer's normalised output (B, T, C).
+
+        With a cache, ids (1, N) are the new tokens of many sequences, which see what it holds of their own.
+        """
+        if cache is None:
+            limit, tokens = self.config.sequence_len, idx.size(1)
+            assert tokens <= limit, f"{tokens} tokens do not fit the context of {limit}"
             rotary = self.rotary[:, :tokens]  # (2, T, D/2)
         else:
-            rotary = self.rotary[:, cache.positions(tokens)].unsqueeze(2)  # (2, B, 1, T, D/2)
+            rotary = doubled(self.rotary[:, cache.positions]).unsqueeze(2)  # (2, N, 1, D)
         x = middle = start = self._embed(idx, cache)
         again = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
         for layer, block in enumerate(self.transformer.h):
@@ -231,26 +249,34 @@ class GPT(nn.Module):
                 x = checkpoint(block, x, rotary, None, layer, values, use_reentrant=False, preserve_rng_state=False)
             else:
                 x = block(x, rotary, cache, layer, values)
-        if cache is not None:
-            cache.advance(tokens)
         return rms_norm(self.tricks.leave(x, middle), self.config.norm_eps)
 
-    def _embed(self, idx: torch.Tensor, cache: KVCache | None) -> torch.Tensor:
+    def _embed(self, idx: torch.Tensor, cache: Reading | None) -> torch.Tensor:
         """Ids (B, T) to the start of the stream (B, T, C)."""
-        x = rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
+        x = self._embedded(idx)
         if not self.config.looks_back:
             return x
         if cache is None:
-            last, before = torch.full_like(idx[:, 0], -1), torch.zeros_like(x[:, :1])
-        else:
-            last = cache.take_ids(idx)
-            before = self.transformer.wte(last.clamp_min(0)).to(self.dtype).unsqueeze(1)  # (B, 1, C)
-            before = rms_norm(before, self.config.norm_eps) * (last >= 0).view(-1, 1, 1)
-        return self.tricks.embed(x, before, idx, last)
+            previous = F.pad(idx[:, :-1], (1, 0), value=-1)
+            return self.tricks.embed(x, F.pad(x[:, :-1], (0, 0, 1, 0)), idx, previous)
+        assert cache.previous is not None, "this model has to be told the ids before"
+        previous = cache.previous.unsqueeze(0)
+        before = self._embedded(previous.clamp_min(0)) * (previous >= 0).unsqueeze(-1)
+        return self.tricks.embed(x, before, idx, previous)
+
+    def _embedded(self, idx: torch.Tensor) -> torch.Tensor:
+        return rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., V) in float32."""
-        return capped_logits(hidden, self.lm_head.weight, self.config.logit_softcap)
+        if torch.is_grad_enabled():
+            return capped_logits(hidden, self.lm_head.weight, self.config.logit_softcap)
+        return cap(self.raw_logits(hidden), self.config.logit_softcap)
+
+    def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., C) to (..., V) in any format, before they are squeezed, which leaves their order as it is."""
+        raw: torch.Tensor = self.lm_head(hidden)
+        return raw
 
     def forward(
         self, idx: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None

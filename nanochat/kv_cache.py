@@ -1,102 +1,190 @@
-"""Keys and values of the tokens already read, for rows of different lengths; grows as they do.
+"""Keys and values of the tokens already read, a slot for each sequence, and what one forward pass adds and sees.
 
-Shapes: B rows, H key-value heads, T new tokens, S capacity in tokens, D channels per head.
+Sequences of any lengths are read together: the new tokens of all of them stand behind each other, N in all, one for
+each of the first slots and then chunks of some others. Only attention knows which are whose.
+
+Shapes: N new tokens, H heads (key-value heads where keys are meant), S capacity in tokens, D channels per head.
 """
 
-import torch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
+import torch.nn.functional as F
+
+from nanochat.attention import attend, window_mask
 from nanochat.gpt_config import GPTConfig
+
+# Rows of different lengths are attended to together as if all were as long as the longest, unless that means this many
+# keys of padding for each: on a CPU one call more costs about as much as they do.
+PADDING_KEYS = 256
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """`tokens` new tokens of one slot, behind the `start` that it holds."""
+
+    slot: int
+    start: int
+    tokens: int
 
 
 class KVCache:
-    """One (2, B, H, S, D) tensor per layer. A row's length counts the tokens whose keys and values it holds."""
+    """One tensor (layers, 2, slots, H, S, D), which grows. What a slot holds its owner knows."""
 
-    def __init__(self, config: GPTConfig, rows: int, device: torch.device, dtype: torch.dtype, capacity: int = 128):
-        shape = (2, rows, config.n_kv_head, capacity, config.head_dim)
-        self.layers = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.ids = torch.full((rows, capacity), -1, device=device) if config.looks_back else None  # (B, S)
-        self.lengths = [0] * rows
+    def __init__(
+        self,
+        config: GPTConfig,
+        device: torch.device,
+        dtype: torch.dtype,
+        slots: int = 1,
+        capacity: int = 64,
+        limit_bytes: int = 1 << 62,
+    ):
+        self.config, self.windows, self.limit_bytes = config, config.windows, limit_bytes
+        self.store = torch.zeros(self._shape(slots, capacity), device=device, dtype=dtype)
+        self._name_parts()
 
     @property
-    def rows(self) -> int:
-        """How many sequences it holds."""
-        return len(self.lengths)
+    def slots(self) -> int:
+        """How many sequences fit."""
+        return self.store.size(2)
 
     @property
     def capacity(self) -> int:
-        """How many tokens per row fit before it grows."""
-        return self.layers[0].size(3)
+        """How many tokens of each fit."""
+        return self.store.size(4)
 
-    def positions(self, new_tokens: int) -> torch.Tensor:
-        """The positions (B, T) that the next `new_tokens` of each row take."""
-        starts = torch.tensor(self.lengths, device=self.layers[0].device)
-        return starts.unsqueeze(1) + torch.arange(new_tokens, device=starts.device)
-
-    def reserve(self, new_tokens: int) -> None:
-        """Grow, at least by half, when the longest row has no room for `new_tokens` more."""
-        needed = max(self.lengths) + new_tokens
-        if needed <= self.capacity:
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Grow until so many sequences of so many tokens fit: by half, if that is within the limit."""
+        if slots <= self.slots and capacity <= self.capacity:
             return
-        extra = max(needed - self.capacity, self.capacity // 2)
-        self.layers = [torch.nn.functional.pad(layer, (0, 0, 0, extra)) for layer in self.layers]
-        if self.ids is not None:
-            self.ids = torch.nn.functional.pad(self.ids, (0, extra), value=-1)
+        slots, capacity = max(slots, self.slots), max(capacity, self.capacity)
+        ample = (
+            slots if slots == self.slots else max(slots, self.slots * 3 // 2),
+            capacity
+            if capacity == self.capacity
+            else min(max(capacity, self.capacity * 3 // 2), self.config.sequence_len),
+        )
+        shape = self._shape(*ample)
+        if math.prod(shape) * self.store.element_size() > self.limit_bytes:
+            shape = self._shape(slots, capacity)
+        grown = self.store.new_zeros(shape)
+        grown[:, :, : self.slots, :, : self.capacity] = self.store
+        self.store = grown
+        self._name_parts()
 
-    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Put keys and values (B, H, T, D) behind what each row holds; returns all of them (B, H, longest + T, D).
+    def take(self, slot: int, tokens: int) -> torch.Tensor:
+        """A copy of a slot's first tokens, (layers, 2, H, tokens, D)."""
+        return self.store[:, :, slot, :, :tokens].clone()
 
-        Rows of different lengths take one token at a time. Lengths change by `advance`, once per forward pass.
-        """
-        store, new_tokens, longest = self.layers[layer], keys.size(2), max(self.lengths)
-        if min(self.lengths) == longest:
-            store[0, :, :, longest : longest + new_tokens] = keys
-            store[1, :, :, longest : longest + new_tokens] = values
+    def put(self, slot: int, kept: torch.Tensor, tokens: int) -> None:
+        """Make the first `tokens` of what was taken those of a slot."""
+        self.store[:, :, slot, :, :tokens] = kept[..., :tokens, :]
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Give a slot the first tokens of another."""
+        self.store[:, :, target, :, :tokens] = self.store[:, :, source, :, :tokens]
+
+    def _shape(self, slots: int, capacity: int) -> tuple[int, ...]:
+        return (self.config.n_layer, 2, slots, self.config.n_kv_head, capacity, self.config.head_dim)
+
+    def _name_parts(self) -> None:
+        """Views that every layer of every step needs: of each layer keys and values, and the same as lists of rows."""
+        self.parts = [(layer[0], layer[1]) for layer in self.store]  # (slots, H, S, D)
+        self.flat = [tuple(part.view(-1, part.size(-1)) for part in pair) for pair in self.parts]  # (slots x H x S, D)
+
+
+class Reading:
+    """What one forward pass reads: a token for each of the first slots, `lengths` of which they hold, then `chunks`.
+
+    `previous` are the ids before each of the N tokens, -1 where there is none, for models that look back.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        lengths: Sequence[int] = (),
+        chunks: Sequence[Chunk] = (),
+        previous: Sequence[int] | None = None,
+    ):
+        self.cache, self.lengths, self.chunks = cache, lengths, chunks
+        ends = [*(length + 1 for length in lengths), *(chunk.start + chunk.tokens for chunk in chunks)]
+        limit = cache.config.sequence_len
+        assert max(ends) <= limit, f"{max(ends)} tokens do not fit the context of {limit}"
+        cache.reserve(max(len(lengths), *(chunk.slot + 1 for chunk in chunks), 0), max(ends))
+        places = list(enumerate(lengths))
+        for chunk in chunks:
+            places += [(chunk.slot, position) for position in range(chunk.start, chunk.start + chunk.tokens)]
+        device, heads = cache.store.device, cache.config.n_kv_head
+        slots, self.positions = torch.tensor(places, device=device).unbind(1)  # (N,)
+        of_heads = slots.unsqueeze(1) * heads + torch.arange(heads, device=device)
+        self.index = (of_heads * cache.capacity + self.positions.unsqueeze(1)).flatten()  # (N x H,) into `flat`
+        self.previous = torch.tensor(previous, device=device) if previous is not None else None
+        self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
+        padding = len(lengths) * max(lengths, default=0) - sum(lengths)
+        self._apart = device.type == "cpu" and padding > PADDING_KEYS * len(lengths)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Take up keys and values (N, H, D) of the new tokens; what their queries see, (N, H x D)."""
+        for store, new in zip(self.cache.flat[layer], (k, v), strict=True):
+            store.index_copy_(0, self.index, new.reshape(-1, new.size(-1)))
+        keys, values = self.cache.parts[layer]
+        window, rows = self.cache.windows[layer], len(self.lengths)
+        seen = []
+        if self._apart:
+            for row in range(rows):
+                part = slice(row, row + 1)
+                seen.append(self._one_each(q[part], keys[part], values[part], self.lengths[part], window))
+        elif rows:
+            seen.append(self._one_each(q[:rows], keys[:rows], values[:rows], self.lengths, window))
+        first = rows
+        for number, chunk in enumerate(self.chunks):
+            part = slice(first, first + chunk.tokens)
+            fresh = (k[part], v[part]) if chunk.start == 0 else None
+            seen.append(self._chunk(number, q[part], fresh, layer))
+            first = part.stop
+        return seen[0] if len(seen) == 1 else torch.cat(seen)
+
+    def _one_each(
+        self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: Sequence[int], window: int | None
+    ) -> torch.Tensor:
+        """One query (n, H, D) for each of n slots; heads that share keys are queries of one head."""
+        shortest, end = min(lengths), max(lengths) + 1
+        start = 0 if window is None else max(0, shortest + 1 - window)
+        mask = None
+        if shortest + 1 < end:
+            mask = self._mask((-1, window), self.positions[: len(lengths)], start, end).view(len(lengths), 1, 1, -1)
+        grouped = q.view(len(lengths), keys.size(1), -1, q.size(-1))
+        seen = F.scaled_dot_product_attention(grouped, keys[:, :, start:end], values[:, :, start:end], attn_mask=mask)
+        return seen.reshape(len(lengths), -1)
+
+    def _chunk(
+        self, number: int, q: torch.Tensor, fresh: tuple[torch.Tensor, torch.Tensor] | None, layer: int
+    ) -> torch.Tensor:
+        """The queries (T, H, D) of one chunk; `fresh` are all the keys and values there are, (T, H, D)."""
+        chunk, window = self.chunks[number], self.cache.windows[layer]
+        q = q.transpose(0, 1).unsqueeze(0)  # (1, H, T, D)
+        if fresh is not None:
+            k, v = (new.transpose(0, 1).unsqueeze(0) for new in fresh)
+            narrow = None if window is None or chunk.tokens <= window else window_mask(chunk.tokens, window, q.device)
+            seen = attend(q, k, v, narrow, causal=narrow is None)
         else:
-            assert new_tokens == 1, f"rows of different lengths take one token at a time, got {new_tokens}"
-            rows = torch.arange(self.rows, device=store.device)
-            at = torch.tensor(self.lengths, device=store.device)
-            store[0, rows, :, at] = keys[:, :, 0]
-            store[1, rows, :, at] = values[:, :, 0]
-        end = longest + new_tokens
-        return store[0, :, :, :end], store[1, :, :, :end]
+            end = chunk.start + chunk.tokens
+            start = 0 if window is None else max(0, chunk.start + 1 - window)
+            held = slice(chunk.slot, chunk.slot + 1)
+            k, v = (part[held, :, start:end] for part in self.cache.parts[layer])
+            positions = torch.arange(chunk.start, end, device=q.device)
+            seen = attend(q, k, v, self._mask((number, window), positions, start, end), causal=False)
+        return seen.squeeze(0).transpose(0, 1).reshape(chunk.tokens, -1)
 
-    def take_ids(self, idx: torch.Tensor) -> torch.Tensor:
-        """Note the new ids (B, T); returns the id (B,) before them in each row, -1 where there is none."""
-        assert self.ids is not None, "this model does not look at ids before"
-        rows = torch.arange(self.rows, device=idx.device)
-        at = self.positions(idx.size(1))
-        last = self.ids[rows, (at[:, 0] - 1).clamp_min(0)].where(at[:, 0] > 0, -1)
-        self.ids[rows.unsqueeze(1), at] = idx
-        return last
-
-    def mask(self, new_tokens: int, window: int | None = None) -> torch.Tensor | None:
-        """Which of the keys each new token may see, (B, 1, T, longest + T); None when that is all of them.
-
-        With a `window` it sees no more than so many, itself among them.
-        """
-        longest = max(self.lengths)
-        if window is None or longest + new_tokens <= window:
-            window = longest + new_tokens
-            if new_tokens == 1 and min(self.lengths) == longest:
-                return None
-        seen = self.positions(new_tokens).unsqueeze(2)
-        keys = torch.arange(longest + new_tokens, device=seen.device)
-        return ((keys <= seen) & (keys > seen - window)).unsqueeze(1)
-
-    def advance(self, new_tokens: int) -> None:
-        """Count `new_tokens` as held, in every row."""
-        self.lengths = [length + new_tokens for length in self.lengths]
-
-    def truncate(self, lengths: list[int]) -> None:
-        """Forget what lies behind `lengths`: the padding of a prefill of prompts of different lengths."""
-        assert len(lengths) == self.rows, f"{len(lengths)} lengths for {self.rows} rows"
-        assert all(a <= b for a, b in zip(lengths, self.lengths, strict=True)), "a row cannot grow by forgetting"
-        self.lengths = list(lengths)
-
-    def select(self, rows: list[int]) -> None:
-        """Keep the rows named, in that order; naming a row twice copies it."""
-        index = torch.tensor(rows, device=self.layers[0].device)
-        self.layers = [layer.index_select(1, index) for layer in self.layers]
-        if self.ids is not None:
-            self.ids = self.ids.index_select(0, index)
-        self.lengths = [self.lengths[row] for row in rows]
+    def _mask(self, name: tuple[int, int | None], positions: torch.Tensor, start: int, end: int) -> torch.Tensor:
+        """What is added to the scores (T, end - start) of queries at `positions`; made once for all layers alike."""
+        made = self._masks.get(name)
+        if made is None:
+            keys, at = torch.arange(start, end, device=positions.device), positions.unsqueeze(1)
+            hidden = keys > at if name[1] is None else (keys > at) | (keys <= at - name[1])
+            made = torch.zeros(hidden.shape, dtype=self.cache.store.dtype, device=hidden.device)
+            made = self._masks[name] = made.masked_fill_(hidden, float("-inf"))
+        return made

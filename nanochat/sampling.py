@@ -4,12 +4,14 @@ Shapes: B rows, V vocabulary.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from nanochat.command import UserError
+
+LEAST_TEMPERATURE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -72,21 +74,147 @@ class SamplingParams:
             raise UserError("stop must not hold an empty text: it would end every answer before its first letter")
 
 
-def sample(
-    logits: torch.Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
-) -> torch.Tensor:
-    """One id per row (B,) of logits (B, V): the likeliest at temperature 0, else drawn from the `top_k` likeliest.
+class Sampler:
+    """Draws the next ids of rows whose parameters stay what they are; rows of equal kind are drawn in one go."""
 
-    A `top_k` of None or 0 draws from all. An id whose logit is -inf is never drawn.
+    def __init__(self, params: Sequence[SamplingParams], forbidden: torch.Tensor, softcap: float | None):
+        self.params, self.forbidden, self.softcap = params, forbidden, softcap
+        kinds: dict[_Kind, list[int]] = {}
+        for row, one in enumerate(params):
+            kinds.setdefault(_Kind.of(one), []).append(row)
+        device = forbidden.device
+        self.groups = [_Group(kind, rows, [params[row] for row in rows], device) for kind, rows in kinds.items()]
+
+    def draw(self, raw: torch.Tensor, uniforms: Sequence[float], seen: Sequence["Seen | None"]) -> list[int]:
+        """An id per row of raw logits (B, V), which are used up.
+
+        `uniforms` are numbers above 0 and at most 1, one per row: a row's id depends on nothing but its logits, its
+        parameters and its number. `seen` are the ids so far of those rows that `needs_seen`.
+        """
+        raw.index_fill_(1, self.forbidden, float("-inf"))
+        if len(self.groups) == 1:
+            return self._draw_group(self.groups[0], raw, uniforms, seen)
+        drawn = [0] * len(self.params)
+        for group in self.groups:
+            part = raw[torch.tensor(group.rows, device=raw.device)]
+            of_group = self._draw_group(group, part, [uniforms[r] for r in group.rows], [seen[r] for r in group.rows])
+            for row, token in zip(group.rows, of_group, strict=True):
+                drawn[row] = token
+        return drawn
+
+    def _draw_group(
+        self, group: "_Group", logits: torch.Tensor, uniforms: Sequence[float], seen: Sequence["Seen | None"]
+    ) -> list[int]:
+        kind, ids, softcap = group.kind, None, self.softcap
+        if kind.adjusted:
+            logits, softcap = capped(logits, softcap), None
+            for row, (one, so_far) in enumerate(zip(group.params, seen, strict=True)):
+                _adjust(logits[row], one, so_far)
+        if kind.greedy:
+            picked: list[int] = logits.argmax(dim=-1).tolist()
+            return picked
+        if 0 < kind.top_k < logits.size(-1):
+            logits, ids = logits.topk(kind.top_k, dim=-1)
+        elif kind.sorted:
+            logits, ids = logits.sort(dim=-1, descending=True)
+        logits = capped(logits, softcap)
+        best = logits[:, :1] if ids is not None else logits.amax(dim=-1, keepdim=True)
+        weights = ((logits - best) / group.temperature).exp()  # at most 1: no temperature makes it overflow
+        if kind.sorted:
+            above = weights.cumsum(-1)
+            weights = weights.masked_fill(above - weights >= group.top_p * above[:, -1:], 0)
+        if kind.min_p:
+            weights = weights.masked_fill(weights < group.min_p, 0)
+        sums = weights.cumsum(-1)  # (B, K), the first id whose sum reaches the threshold has a weight above 0
+        thresholds = torch.tensor(uniforms, device=logits.device).unsqueeze(1) * sums[:, -1:]
+        index = torch.searchsorted(sums, thresholds)
+        drawn: list[int] = (index if ids is None else ids.gather(1, index)).squeeze(1).tolist()
+        return drawn
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What rows must have alike to be drawn in one go."""
+
+    greedy: bool
+    adjusted: bool
+    top_k: int
+    sorted: bool
+    min_p: bool
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> "_Kind":
+        adjusted = bool(params.logit_bias) or needs_seen(params)
+        if params.temperature == 0:
+            return cls(True, adjusted, 0, False, False)
+        return cls(False, adjusted, params.top_k or 0, params.top_p < 1, params.min_p > 0)
+
+
+class _Group:
+    """Rows of one kind, and their numbers as columns (B, 1)."""
+
+    def __init__(self, kind: _Kind, rows: Sequence[int], params: Sequence[SamplingParams], device: torch.device):
+        self.kind, self.rows, self.params = kind, rows, params
+        # below the least temperature the likeliest id is certain, and no smaller one is a number of float32
+        numbers = [(max(one.temperature, LEAST_TEMPERATURE), one.top_p, one.min_p) for one in params]
+        self.temperature, self.top_p, self.min_p = torch.tensor(numbers, device=device).unsqueeze(2).unbind(1)
+
+
+@dataclass
+class Seen:
+    """The ids of a prompt, and how often each has come in the answer."""
+
+    prompt: frozenset[int]
+    answer: dict[int, int] = field(default_factory=dict)
+
+    def add(self, token: int) -> None:
+        """Count an id of the answer."""
+        self.answer[token] = self.answer.get(token, 0) + 1
+
+
+def needs_seen(params: SamplingParams) -> bool:
+    """Whether what was said before changes the logits."""
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+
+def _adjust(logits: torch.Tensor, params: SamplingParams, seen: Seen | None) -> None:
+    """Penalties and bias upon the logits (V,) of one row, in place."""
+    if seen is not None and params.repetition_penalty != 1:  # CTRL, arXiv:1909.05858, section 4.1
+        ids = torch.tensor([*seen.prompt.union(seen.answer)], device=logits.device)
+        old = logits[ids]
+        logits[ids] = torch.where(old > 0, old / params.repetition_penalty, old * params.repetition_penalty)
+    changes = dict(params.logit_bias)
+    if seen is not None and (params.presence_penalty or params.frequency_penalty):
+        for token, count in seen.answer.items():
+            penalty = params.presence_penalty + params.frequency_penalty * count
+            changes[token] = changes.get(token, 0.0) - penalty
+    if changes:
+        logits[torch.tensor([*changes], device=logits.device)] += torch.tensor(
+            [*changes.values()], device=logits.device
+        )
+
+
+def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
+    """Logits in float32 squeezed into (-softcap, softcap), -inf left as it is."""
+    logits = logits.float()
+    if softcap is None:
+        return logits
+    return (logits / softcap).tanh_().mul_(softcap).masked_fill_(logits.isneginf(), float("-inf"))
+
+
+def logprobs_of(
+    raw: torch.Tensor, ids: Sequence[int], tops: Sequence[int], softcap: float | None
+) -> list[tuple[float, tuple[tuple[int, float], ...]]]:
+    """For each row of raw logits (B, V): the logprob of its id, and the likeliest `tops` ids with theirs.
+
+    In the model's own distribution: before ids are forbidden, before temperature and cuts.
     """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    if top_k and top_k < logits.size(-1):
-        values, ids = logits.topk(top_k, dim=-1)
-        return ids.gather(1, _draw(values, temperature, generator)).squeeze(1)
-    return _draw(logits, temperature, generator).squeeze(1)
-
-
-def _draw(logits: torch.Tensor, temperature: float, generator: torch.Generator | None) -> torch.Tensor:
-    below_the_best = logits - logits.amax(dim=-1, keepdim=True)  # at most 0: no temperature makes it overflow
-    return torch.multinomial((below_the_best / temperature).softmax(dim=-1), 1, generator=generator)
+    logprobs = capped(raw, softcap).log_softmax(dim=-1)
+    own = logprobs.gather(1, torch.tensor(ids, device=raw.device).unsqueeze(1)).squeeze(1).tolist()
+    if not max(tops, default=0):
+        return [(logprob, ()) for logprob in own]
+    values, places = (part.tolist() for part in logprobs.topk(min(max(tops), raw.size(-1)), dim=-1))
+    return [
+        (logprob, tuple(zip(places[row][:top], values[row][:top], strict=True)))
+        for row, (logprob, top) in enumerate(zip(own, tops, strict=True))
+    ]

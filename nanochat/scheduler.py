@@ -1,24 +1,27 @@
-"""What the engine says about a sample as it grows."""
+"""Which samples are under way: rows and their slots in the cache, what waits, what is read next, what is shared.
 
-from dataclasses import dataclass
+Slots 0, 1, ... belong to the rows that decode, in their order, so that a step attends to one block of the cache. Behind
+them stand the rows of prompts that are being read. A row that has ended leaves at once, and the last one moves into
+its slot; rows that wait join as soon as there is a slot, memory for their longest answer, and room in the step.
+"""
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from nanochat.command import UserError
-from nanochat.conversation import PartType
+from nanochat.kv_cache import Chunk, KVCache
+from nanochat.prefixes import LEAST_SHARED, Prefixes, common_length
+from nanochat.sampling import SamplingParams, Seen
+from nanochat.transcript import Piece, Transcript
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 class ContextOverflow(UserError):
     """The prompt leaves no room for an answer."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A bit of an answer as it comes: of what is said, of a tool call, or of what the tool answered."""
-
-    type: PartType
-    text: str
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,165 @@ class Update:
     """Why it ended, in its last update."""
     error: str | None = None
     """What went wrong, when the reason is `error`."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One sample under way. `tokens` are the prompt's and the answer's ids."""
+
+    request: int
+    sample: int
+    params: SamplingParams
+    tokens: list[int]
+    prompt_tokens: int
+    room: int
+    random: random.Random
+    keep: bool
+    seen: Seen | None = None
+    transcript: Transcript | None = None
+    forced: deque[int] = field(default_factory=deque)
+    call: list[int] | None = None
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+
+    @property
+    def most_tokens(self) -> int:
+        """What prompt and answer may have together."""
+        return self.prompt_tokens + self.room
+
+
+@dataclass(eq=False)
+class Reader:
+    """Rows of one prompt that is being read: for the first of them, the others get copies. `start` tokens are read."""
+
+    rows: list[Row]
+    start: int
+
+
+class Scheduler:
+    """Rows, the queue and the cache. `memory_bytes` bounds the cache and the texts that are kept beside it."""
+
+    def __init__(self, cache: KVCache, max_rows: int, memory_bytes: int, prefill_tokens: int):
+        self.cache, self.max_rows, self.memory_bytes = cache, max_rows, memory_bytes
+        self.prefill_tokens = prefill_tokens
+        self.bytes_per_token = cache.config.kv_cache_bytes(1, 1, cache.store.element_size())
+        self.prefixes = Prefixes()
+        self.waiting: deque[list[Row]] = deque()
+        self.rows: list[Row] = []
+        self.reading: deque[Reader] = deque()
+        self.shared_tokens = 0  # of prompts, that did not have to be read
+
+    def plan(self) -> list[tuple[Reader, Chunk]]:
+        """The chunks to read in this step, beside one token of each of `rows`; lets in what there is room for.
+
+        While rows decode, a step reads no more than `prefill_tokens`, so that they do not wait for long.
+        """
+        self.prefixes.shrink(self.memory_bytes - self.cache.store.nbytes)
+        left = self.prefill_tokens if self.rows else max(self.prefill_tokens, self.cache.config.sequence_len)
+        chunks, slot = [], len(self.rows)
+        for reader in self.reading:
+            chunks.append(self._chunk(reader, slot, left))
+            slot += len(reader.rows)
+            left -= chunks[-1][1].tokens
+        while left > 0 and self.waiting and not self._will_share() and (admitted := self._admit(slot)):
+            self.reading.append(admitted)
+            chunks.append(self._chunk(admitted, slot, left))
+            slot += len(admitted.rows)
+            left -= chunks[-1][1].tokens
+        return chunks
+
+    def _chunk(self, reader: Reader, slot: int, left: int) -> tuple[Reader, Chunk]:
+        return reader, Chunk(slot, reader.start, min(left, reader.rows[0].prompt_tokens - reader.start))
+
+    def _will_share(self) -> bool:
+        """Whether half of the prompt that waits longest is being read just now, for another row."""
+        tokens = self.waiting[0][0].tokens
+        least = max(LEAST_SHARED, len(tokens) // 2)
+        return any(common_length(reader.rows[0].tokens, tokens) >= least for reader in self.reading)
+
+    def _admit(self, slot: int) -> Reader | None:
+        """As many of the rows that wait longest as there is room for, from this slot on; None where there is none."""
+        group = self.waiting[0]
+        under_way = [*self.rows, *(row for reader in self.reading for row in reader.rows)]
+        longest = max(row.most_tokens for row in [*under_way, group[0]])
+        fitting = min(self.max_rows, self.memory_bytes // (self.bytes_per_token * longest)) - slot
+        if not under_way:
+            fitting = max(fitting, 1)
+        if fitting < 1:
+            return None
+        reader = Reader(group[:fitting], 0)
+        del group[:fitting]
+        if not group:
+            self.waiting.popleft()
+        self.cache.reserve(slot + len(reader.rows), reader.rows[0].prompt_tokens)
+        reader.start = self._share(reader.rows[0], slot)
+        self.shared_tokens += reader.start
+        return reader
+
+    def _share(self, row: Row, slot: int) -> int:
+        """Fill the slot with what is known of the start of the row's prompt; how many tokens that is.
+
+        The prompt's last token is always read: the logits behind it are needed.
+        """
+        if row.params.prompt_logprobs is not None:
+            return 0
+        start = row.tokens[:-1]
+        kept, length = self.prefixes.find(start)
+        lengths = [min(common_length(other.tokens, start), len(other.tokens) - 1) for other in self.rows]
+        if lengths and max(lengths) >= max(length, LEAST_SHARED):
+            length = max(lengths)
+            self.cache.copy(lengths.index(length), slot, length)
+            return length
+        if kept is None or length < LEAST_SHARED:
+            return 0
+        self.prefixes.use(kept)
+        self.cache.put(slot, kept.data, length)
+        return length
+
+    def have_read(self, chunks: Sequence[tuple[Reader, Chunk]]) -> None:
+        """Note that the chunks lie in the cache. Rows whose prompt is read decode from now on."""
+        for reader, chunk in chunks:
+            reader.start += chunk.tokens
+            if reader.start == reader.rows[0].prompt_tokens:
+                for other in range(1, len(reader.rows)):
+                    self.cache.copy(chunk.slot, chunk.slot + other, reader.start)
+                self.reading.remove(reader)
+                self.rows += reader.rows
+
+    def remove_finished(self) -> None:
+        """Let rows that have ended go; those that are left stand in the first slots again."""
+        if all(row.finish_reason is None for row in self.rows):
+            return
+        before = len(self.rows)
+        for slot, row in enumerate(self.rows):
+            if row.finish_reason is not None and row.keep:
+                self._keep(slot, row)
+        slot = 0
+        while slot < len(self.rows):
+            if self.rows[slot].finish_reason is None:
+                slot += 1
+                continue
+            last = self.rows.pop()
+            if slot < len(self.rows):
+                if last.finish_reason is None:
+                    self.cache.copy(len(self.rows), slot, len(last.tokens) - 1)
+                self.rows[slot] = last
+        target = len(self.rows)
+        for reader in self.reading:
+            self.cache.copy(target + before - len(self.rows), target, reader.start)
+            target += len(reader.rows)
+
+    def remove_cancelled(self) -> None:
+        """The same between steps, for rows that wait or are being read too."""
+        going: list[list[Row]] = [[row for row in group if row.finish_reason is None] for group in self.waiting]
+        self.waiting = deque(group for group in going if group)
+        self.reading = deque(reader for reader in self.reading if reader.rows[0].finish_reason is None)
+        self.remove_finished()
+
+    def _keep(self, slot: int, row: Row) -> None:
+        """Keep what was read of a row for prompts that go on from it."""
+        ids = row.tokens[:-1]
+        if len(ids) < LEAST_SHARED or self.prefixes.holds(ids):
+            return
+        self.prefixes.add(ids, self.cache.take(slot, len(ids)))

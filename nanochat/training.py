@@ -13,7 +13,7 @@ from nanochat import dataset
 from nanochat.checkpoint_files import Meta
 from nanochat.dataloader import DocumentLoader, one_epoch
 from nanochat.gpt import GPT, IGNORED_TARGET
-from nanochat.kv_cache import KVCache
+from nanochat.kv_cache import Reading
 from nanochat.log import progress
 from nanochat.loss_eval import LossResult, evaluate_loss
 from nanochat.optim import MuonAdamW, Rates
@@ -38,7 +38,7 @@ def compiled(model: GPT, mode: CompileMode, plan: TrainPlan, runtime: Runtime) -
         plain, fast = model.hidden, torch.compile(model.hidden, dynamic=False)
         shape = (plan.device_batch_size, plan.sequence_len)
 
-        def hidden(idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
+        def hidden(idx: torch.Tensor, cache: Reading | None = None) -> torch.Tensor:
             return fast(idx) if cache is None and idx.shape == shape else plain(idx, cache)
 
         model.hidden = hidden  # type: ignore[method-assign]

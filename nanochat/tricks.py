@@ -48,20 +48,17 @@ class Tricks(nn.Module):
         """What the optimizer takes a parameter for."""
         return "embedding" if name.endswith(".weight") else "scalar"
 
-    def embed(self, x: torch.Tensor, before: torch.Tensor, idx: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-        """The start of the stream from normalised embeddings x (B, T, C) of ids (B, T), and of what came before them.
+    def embed(self, x: torch.Tensor, before: torch.Tensor, idx: torch.Tensor, previous: torch.Tensor) -> torch.Tensor:
+        """The start of the stream from normalised embeddings x (B, T, C) of ids (B, T), and of what stands before them.
 
-        `last` (B,) are the ids before, -1 where there is none, and `before` (B, 1, C) their embeddings, 0 there.
+        `previous` (B, T) are the ids before, -1 where there is none, and `before` (B, T, C) their embeddings, 0 there.
         Smear adds a gated share of the previous token's embedding; the bigram table has a row for each pair of
         neighbours, which share rows by a hash.
         """
-        embedded = x
         if self.config.smear:
             gate = torch.sigmoid(x[..., : len(self.smear_gate)] @ self.smear_gate.to(x.dtype)).unsqueeze(-1)
-            shifted = torch.cat((before, embedded[:, :-1]), dim=1)
-            x = x + self.smear_scale[0] * gate * shifted
+            x = x + self.smear_scale[0] * gate * before
         if self.config.bigram_rows:
-            previous = torch.cat((last.unsqueeze(1), idx[:, :-1]), dim=1)
             pairs = self.bigram(bigram_rows(previous, idx, self.config.bigram_rows))
             x = x + self.bigram_scale[0] * pairs.to(x.dtype)
         return x

@@ -156,12 +156,12 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers(engine: En
 
 @pytest.mark.parametrize(("temperature", "top_k"), [(-0.5, None), (1.0, -3)])
 def test_a_negative_temperature_or_top_k_is_refused(engine: Engine, temperature: float, top_k: int | None) -> None:
-    with pytest.raises(UserError, match=f"temperature and top_k are 0 or more, got {temperature} and {top_k}"):
+    with pytest.raises(UserError, match=r"(temperature|top_k) must be 0 or more, got -"):
         engine.generate_batch([[BOS]], temperature=temperature, top_k=top_k)
 
 
-def test_an_empty_prompt_is_a_mistake_of_ours(engine: Engine) -> None:
-    with pytest.raises(AssertionError, match="an empty prompt"):
+def test_an_empty_prompt_is_refused(engine: Engine) -> None:
+    with pytest.raises(UserError, match="the prompt is empty: lead it with"):
         engine.generate_batch([[BOS], []])
     assert engine.generate_batch([]) == []
 

@@ -1,4 +1,4 @@
-"""The cache against a forward pass without one: rows of different lengths, growing, forgetting, choosing rows."""
+"""The cache against a forward pass without one: slots of different lengths, growing, copies, what is kept aside."""
 
 import pytest
 import torch
@@ -6,9 +6,10 @@ from tiny import random_model
 
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
-from nanochat.kv_cache import KVCache
+from nanochat.kv_cache import Chunk, KVCache, Reading
 
 CONFIG = GPTConfig(sequence_len=64, vocab_size=97, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -20,94 +21,93 @@ def ids(rows: int, tokens: int, seed: int = 1) -> torch.Tensor:
     return torch.randint(0, 97, (rows, tokens), generator=torch.Generator().manual_seed(seed))
 
 
-def cache_of(rows: int, capacity: int = 8) -> KVCache:
-    return KVCache(CONFIG, rows, torch.device("cpu"), torch.float32, capacity)
+def cache_of(slots: int = 1, capacity: int = 8, **given: int) -> KVCache:
+    return KVCache(CONFIG, CPU, torch.float32, slots, capacity, **given)
 
 
 @torch.no_grad()
-def test_reading_in_chunks_of_any_size_gives_what_reading_at_once_gives(model: GPT) -> None:
-    idx, cache = ids(3, 40), cache_of(3)
-    expected = model.hidden(idx)
-    chunks = [model.hidden(part, cache) for part in idx.split([7, 1, 12, 1, 1, 18], dim=1)]
-    torch.testing.assert_close(torch.cat(chunks, dim=1), expected, atol=1e-5, rtol=0)
-    assert cache.lengths == [40, 40, 40]
+def read(model: GPT, cache: KVCache, slot: int, text: torch.Tensor, start: int = 0) -> torch.Tensor:
+    """The output (T, C) for text[start:], whose beginning the slot holds."""
+    chunk = Chunk(slot, start, len(text) - start)
+    return model.hidden(text[None, start:], Reading(cache, (), [chunk]))[0]
 
 
 @torch.no_grad()
-def test_rows_of_different_lengths_go_on_together(model: GPT) -> None:
-    lengths, idx, cache = [3, 11, 1, 7], ids(4, 30), cache_of(4)
-    padded = idx[:, :11].clone()
-    for row, length in enumerate(lengths):
-        padded[row, length:] = 0
-    model.hidden(padded, cache)
-    cache.truncate(lengths)
-    for new in range(15):
-        at = torch.tensor(lengths) + new
-        made = model.hidden(idx[torch.arange(4), at].unsqueeze(1), cache)
-        for row in range(4):
-            expected = model.hidden(idx[row : row + 1, : at[row] + 1])[0, -1]
-            torch.testing.assert_close(made[row, 0], expected, atol=1e-5, rtol=0)
-    assert cache.lengths == [18, 26, 16, 22]
+def close(model: GPT, made: torch.Tensor, text: torch.Tensor) -> bool:
+    """Whether (T, C) is what the model gives for the last T of the text's ids."""
+    return torch.allclose(made, model.hidden(text[None])[0, -len(made) :], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_it_grows_by_half_at_least_and_keeps_what_it_holds(model: GPT) -> None:
-    cache = cache_of(2, capacity=20)
-    model.hidden(ids(2, 20), cache)
-    held = [layer.clone() for layer in cache.layers]
-    model.hidden(ids(2, 1), cache)
-    assert cache.capacity == 30
-    assert all(torch.equal(now[..., :20, :], then) for now, then in zip(cache.layers, held, strict=True))
-    model.hidden(ids(2, 25), cache)
-    assert cache.capacity == 46
-    cache.reserve(0)
-    assert cache.capacity == 46
+def test_several_prompts_are_read_in_one_pass_while_rows_decode(model: GPT) -> None:
+    idx, cache = ids(5, 40), cache_of()
+    for slot, length in enumerate([9, 2]):
+        read(model, cache, slot, idx[slot, :length])
+    chunks = [Chunk(2, 0, 7), Chunk(3, 0, 1), Chunk(4, 0, 12)]
+    parts = [idx[0, 9:10], idx[1, 2:3], idx[2, :7], idx[3, :1], idx[4, :12]]
+    made = model.hidden(torch.cat(parts)[None], Reading(cache, [9, 2], chunks))[0]
+    ends = [10, 3, 7, 1, 12]
+    for row, part in enumerate(made.split([len(part) for part in parts])):
+        assert close(model, part, idx[row, : ends[row]])
 
 
-@torch.no_grad()
-def test_chosen_rows_go_on_as_they_would_have_and_copies_part(model: GPT) -> None:
-    idx, cache = ids(3, 20), cache_of(3)
-    model.hidden(idx[:, :9], cache)
-    cache.truncate([9, 4, 6])
-    cache.select([2, 0, 2])
-    assert (cache.rows, cache.lengths) == (3, [6, 9, 6])
-    made = model.hidden(torch.tensor([[5], [6], [7]]), cache)
-    for row, (source, length, last) in enumerate([(2, 6, 5), (0, 9, 6), (2, 6, 7)]):
-        whole = torch.cat((idx[source, :length], torch.tensor([last]))).unsqueeze(0)
-        torch.testing.assert_close(made[row, 0], model.hidden(whole)[0, -1], atol=1e-5, rtol=0)
+def test_it_grows_by_half_and_keeps_what_it_holds(model: GPT) -> None:
+    text, cache = ids(1, 40)[0], cache_of(2, 20)
+    read(model, cache, 0, text[:20])
+    held = cache.store.clone()
+    assert close(model, read(model, cache, 0, text[:21], 20), text[:21])
+    assert (cache.slots, cache.capacity) == (2, 30)
+    assert torch.equal(cache.store[..., :20, :], held)
+    cache.reserve(3, 46)
+    assert (cache.slots, cache.capacity) == (3, 46)
+    cache.reserve(7, 47)
+    assert (cache.slots, cache.capacity) == (7, 64)  # never longer than the context
+    assert close(model, read(model, cache, 0, text[:30], 21), text[:30])
+    cache.reserve(1, 1)
+    assert (cache.slots, cache.capacity) == (7, 64)
 
 
-@torch.no_grad()
-def test_what_is_forgotten_leaves_no_trace(model: GPT) -> None:
-    idx, cache = ids(1, 12), cache_of(1)
-    model.hidden(idx, cache)
-    cache.truncate([5])
-    again = model.hidden(idx[:, 5:8].flip(1), cache)
-    expected = model.hidden(torch.cat((idx[:, :5], idx[:, 5:8].flip(1)), dim=1))[:, 5:]
-    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
-
-
-def test_positions_and_mask_follow_each_rows_length() -> None:
-    cache = cache_of(2)
-    cache.lengths = [1, 3]
-    assert cache.positions(2).tolist() == [[1, 2], [3, 4]]
-    mask = cache.mask(2)
-    assert mask is not None
-    assert mask.int().tolist() == [[[[1, 1, 0, 0, 0], [1, 1, 1, 0, 0]]], [[[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]]]
-    cache.lengths = [3, 3]
-    assert cache.mask(1) is None
-
-
-def test_impossible_uses_are_caught() -> None:
-    cache = cache_of(2)
-    cache.lengths = [1, 3]
-    with pytest.raises(AssertionError, match="one token at a time, got 2"):
-        cache.write(0, torch.zeros(2, 2, 2, 8), torch.zeros(2, 2, 2, 8))
-    with pytest.raises(AssertionError, match="1 lengths for 2 rows"):
-        cache.truncate([1])
-    with pytest.raises(AssertionError, match="cannot grow by forgetting"):
-        cache.truncate([2, 3])
+def test_near_its_limit_it_grows_no_more_than_it_must() -> None:
+    token = CONFIG.kv_cache_bytes(1, 1, bytes_per_value=4)
+    cache = cache_of(2, 20, limit_bytes=85 * token)
+    cache.reserve(2, 21)
+    assert (cache.slots, cache.capacity) == (2, 30)
+    cache.reserve(2, 41)
+    assert (cache.slots, cache.capacity) == (2, 41)
 
 
 def test_its_size_is_what_the_config_counts() -> None:
-    assert sum(layer.nbytes for layer in cache_of(3, 10).layers) == CONFIG.kv_cache_bytes(3, 10, bytes_per_value=4)
+    assert cache_of(3, 10).store.nbytes == CONFIG.kv_cache_bytes(3, 10, bytes_per_value=4)
+
+
+def test_a_copied_slot_goes_on_as_the_first_would_have(model: GPT) -> None:
+    idx, cache = ids(2, 20), cache_of(3, 32)
+    read(model, cache, 0, idx[0, :9])
+    cache.copy(0, 2, 6)
+    other = torch.cat((idx[0, :6], idx[1, :5]))
+    assert close(model, read(model, cache, 2, other, 6), other)
+    assert close(model, read(model, cache, 0, idx[0], 9), idx[0])  # the copy has not touched it
+
+
+def test_what_was_taken_can_be_put_into_any_slot_in_part(model: GPT) -> None:
+    idx, cache = ids(2, 20), cache_of(2, 32)
+    read(model, cache, 0, idx[0, :12])
+    kept = cache.take(0, 10)
+    read(model, cache, 0, idx[1])
+    cache.put(1, kept, 7)
+    text = torch.cat((idx[0, :7], idx[1, :4]))
+    assert close(model, read(model, cache, 1, text, 7), text)
+
+
+def test_what_lies_behind_a_slots_tokens_leaves_no_trace(model: GPT) -> None:
+    idx, cache = ids(2, 20), cache_of()
+    read(model, cache, 0, idx[0])
+    text = torch.cat((idx[0, :5], idx[1, :8]))
+    assert close(model, read(model, cache, 0, text, 5), text)
+
+
+def test_nothing_is_read_behind_the_context() -> None:
+    with pytest.raises(AssertionError, match="65 tokens do not fit the context of 64"):
+        Reading(cache_of(), [64])
+    with pytest.raises(AssertionError, match="66 tokens do not fit the context of 64"):
+        Reading(cache_of(), [3], [Chunk(1, 60, 6)])

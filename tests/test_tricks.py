@@ -12,7 +12,7 @@ from tiny import CPU, random_model
 from nanochat.attention import rotate, window_mask
 from nanochat.gpt import GPT, rms_norm
 from nanochat.gpt_config import ARCHITECTURES, GPTConfig
-from nanochat.kv_cache import KVCache
+from nanochat.kv_cache import Chunk, KVCache, Reading
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.tricks import bigram_rows
 
@@ -83,33 +83,45 @@ def test_they_are_counted_have_a_role_and_learn(config: GPTConfig) -> None:
     MuonAdamW(dict(model.named_parameters()), roles, Rates(), CPU).step()
 
 
-def test_the_cache_gives_what_a_forward_pass_without_it_gives(config: GPTConfig) -> None:
-    model, idx = random_model(config), ids(3, 60)
-    cache = KVCache(config, 3, torch.device("cpu"), torch.float32, 8)
-    with torch.no_grad():
-        chunks = [model.hidden(part, cache) for part in idx.split([7, 1, 12, 1, 1, 30, 8], dim=1)]
-        torch.testing.assert_close(torch.cat(chunks, dim=1), model.hidden(idx), atol=1e-5, rtol=0)
+def previous_of(row: torch.Tensor, start: int, tokens: int) -> list[int]:
+    """The ids before each of some tokens of a row."""
+    return [int(row[at - 1]) if at else -1 for at in range(start, start + tokens)]
 
 
-def test_rows_of_different_lengths_and_chosen_rows_go_on_together(config: GPTConfig) -> None:
-    model, lengths, idx = random_model(config), [3, 21, 1, 17], ids(4, 50)
-    cache = KVCache(config, 4, torch.device("cpu"), torch.float32, 8)
-    padded = idx[:, :21].clone()
-    for row, length in enumerate(lengths):
-        padded[row, length:] = 0
-    with torch.no_grad():
-        model.hidden(padded, cache)
-        cache.truncate(lengths)
-        rows = [0, 1, 2, 3]
-        for new in range(20):
-            if new == 8:
-                rows = [3, 1]
-                cache.select(rows)
-            at = torch.tensor([lengths[row] + new for row in rows])
-            made = model.hidden(idx[torch.tensor(rows), at].unsqueeze(1), cache)
-            for place, row in enumerate(rows):
-                expected = model.hidden(idx[row : row + 1, : at[place] + 1])[0, -1]
-                torch.testing.assert_close(made[place, 0], expected, atol=1e-5, rtol=0)
+@torch.no_grad()
+def test_reading_in_chunks_gives_what_a_forward_pass_without_a_cache_gives(config: GPTConfig) -> None:
+    model, row = random_model(config), ids(1, 60)
+    cache, made, start = KVCache(config, torch.device("cpu"), torch.float32), [], 0
+    for part in row.split([7, 1, 12, 1, 1, 30, 8], dim=1):
+        reading = Reading(cache, (), [Chunk(0, start, part.size(1))], previous_of(row[0], start, part.size(1)))
+        made.append(model.hidden(part, reading))
+        start += part.size(1)
+    torch.testing.assert_close(torch.cat(made, dim=1), model.hidden(row), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding_keys", [0, 256])
+def test_rows_of_different_lengths_decode_while_another_prompt_is_read(
+    config: GPTConfig, padding_keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.kv_cache.PADDING_KEYS", padding_keys)  # attended to one by one, and together
+    model, idx, lengths = random_model(config), ids(4, 60), [3, 21, 1]
+    cache = KVCache(config, torch.device("cpu"), torch.float32)
+    chunks = [Chunk(slot, 0, length) for slot, length in enumerate(lengths)]
+    before = [p for slot, length in enumerate(lengths) for p in previous_of(idx[slot], 0, length)]
+    model.hidden(
+        torch.cat([idx[n, :length] for n, length in enumerate(lengths)])[None], Reading(cache, (), chunks, before)
+    )
+    for new in range(15):
+        at = [length + new for length in lengths]
+        chunk = idx[3, 3 * new : 3 * new + 3]
+        before = [int(idx[n, place - 1]) for n, place in enumerate(at)] + previous_of(idx[3], 3 * new, 3)
+        reading = Reading(cache, at, [Chunk(3, 3 * new, 3)], before)
+        made = model.hidden(torch.cat([idx[range(3), at], chunk])[None], reading)[0]
+        for row, place in enumerate(at):
+            expected = model.hidden(idx[row : row + 1, : place + 1])[0, -1]
+            torch.testing.assert_close(made[row], expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(made[3:], model.hidden(idx[3:, : 3 * new + 3])[0, -3:], atol=1e-5, rtol=0)
 
 
 def test_a_token_never_sees_the_future(config: GPTConfig) -> None:

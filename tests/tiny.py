@@ -7,7 +7,7 @@ import torch
 
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
-from nanochat.kv_cache import KVCache
+from nanochat.kv_cache import Reading
 from nanochat.plan import TrainPlan, plan_training
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer
@@ -54,8 +54,8 @@ def plan_of(model: GPT, **given: int) -> TrainPlan:
 class Reciter:
     """In a model's place: after a prompt of equal ids it likes best, id by id, what its script for that id says.
 
-    Forced ids take their places in the script too. Behind the script's end it likes `after`. The script's key and the
-    prompt's length lie in the cache, so that they follow their row wherever it goes.
+    Forced ids take their places in the script too; no script starts with its own id. Behind the script's end it likes
+    `after`. What it has read lies in the cache alone, so that it recites what the cache holds of a row.
     """
 
     device = torch.device("cpu")
@@ -66,25 +66,29 @@ class Reciter:
         self.config = GPTConfig(sequence_len, vocab_size, n_layer=1, n_head=1, n_kv_head=1, n_embd=2)
         self.fed = 0  # tokens of all rows, for counting what is computed
 
-    def hidden(self, idx: torch.Tensor, cache: KVCache | None = None) -> torch.Tensor:
-        """(B, T, 2): the script's key, and how many ids have come behind the prompt."""
-        assert cache is not None, "a reciter only goes on"
-        rows, tokens = idx.shape
-        assert max(cache.lengths) + tokens <= self.config.sequence_len, "behind the context's end"
-        self.fed += idx.numel()
-        cache.reserve(tokens)
-        store = cache.layers[0][0, :, 0, 0]  # (B, 2)
-        if max(cache.lengths) == 0:
-            store[:, 0], store[:, 1] = idx[:, 0].float(), (idx != 0).sum(1).float()
-        seen = torch.tensor(cache.lengths).unsqueeze(1) + torch.arange(1, tokens + 1)  # (B, T)
-        cache.advance(tokens)
-        return torch.stack((store[:, :1].expand(rows, tokens), seen - store[:, 1:]), dim=-1)
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """None."""
+        return []
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def hidden(self, idx: torch.Tensor, cache: Reading) -> torch.Tensor:
+        """(1, N, 2): each token's script, and how many ids have come behind the prompt."""
+        self.fed += idx.numel()
+        new = idx.view(-1, 1, 1).expand(-1, 1, 2).float()
+        cache.attend(0, new, new, new)
+        store = cache.cache.store[0, 0, :, 0, :, 0].long().tolist()  # (slots, S)
+        owners = [*range(len(cache.lengths)), *(chunk.slot for chunk in cache.chunks for _ in range(chunk.tokens))]
+        made = []
+        for slot, position in zip(owners, cache.positions.tolist(), strict=True):
+            seen = store[slot][: position + 1]
+            prompt = next((n for n, token in enumerate(seen) if token != seen[0]), len(seen))
+            made.append([float(seen[0]), float(len(seen) - prompt)])
+        return torch.tensor([made])
+
+    def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., 2) to (..., V)."""
         logits = torch.full((*hidden.shape[:-1], self.config.vocab_size), -30.0)
         flat = logits.view(-1, self.config.vocab_size)
         for row, (key, number) in enumerate(hidden.reshape(-1, 2).long().tolist()):
             script = self.scripts[key]
-            flat[row, script[number] if 0 <= number < len(script) else self.after] = 30.0
+            flat[row, script[number] if number < len(script) else self.after] = 30.0
         return logits
