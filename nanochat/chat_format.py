@@ -7,9 +7,11 @@ The one place for this, used by training, reinforcement learning, engine and ser
 every text goes through the ordinary encoder, whatever it spells. No vocabulary lives here; an `Encoder` is handed in.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+from nanochat.command import UserError
 from nanochat.conversation import Conversation, Message, Part, PartType, validate
 
 BOS = "<|bos|>"
@@ -70,6 +72,43 @@ def render_prompt(conversation: Conversation, encoder: Encoder) -> list[int]:
         for piece, _ in _render_message(message, encoder):
             ids += piece
     return [*ids, encoder.encode_special(ASSISTANT_START)]
+
+
+def fit(conversation: Conversation, encoder: Encoder, max_tokens: int) -> Conversation:
+    """The conversation without its oldest turns, so that its prompt has at most `max_tokens` ids.
+
+    A turn is a question with its answer. The system text, the first turn and the last question stay; where these do not
+    fit together, the first turn goes too. Raises UserError when system text and last question alone are too long.
+    """
+    validate(conversation)
+    messages = list(conversation.messages)
+    if messages[-1].role == "assistant":
+        messages.pop()
+    opening = messages[:1] if messages[0].role == "system" else []
+    turns, question = messages[len(opening) : -1], messages[-1:]
+    pairs = [turns[start : start + 2] for start in range(0, len(turns), 2)]
+
+    def size(kept: Sequence[Sequence[Message]]) -> int:
+        return len(render_prompt(Conversation([*opening, *itertools.chain(*kept), *question]), encoder))
+
+    sizes = [sum(len(ids) for message in pair for ids, _ in _render_message(message, encoder)) for pair in pairs]
+    for first in (pairs[:1], []):
+        kept, room = list(first), max_tokens - size(first)
+        if room < 0:
+            continue
+        newest = len(pairs)
+        while newest > len(first) and (room := room - sizes[newest - 1]) >= 0:
+            newest -= 1
+        kept += pairs[newest:]
+        while (
+            len(kept) > len(first) and size(kept) > max_tokens
+        ):  # the system text may take more before another question
+            del kept[len(first)]
+        return Conversation([*opening, *itertools.chain(*kept), *question], conversation.choices)
+    raise UserError(
+        f"the last message has {size([])} tokens, what stands around it included, and at most {max_tokens} fit before"
+        " the answer: shorten it"
+    )
 
 
 def parse_completion(ids: Iterable[int], encoder: Encoder) -> list[Part]:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanochat.chat_format import parse_completion, render_conversation, render_prompt
+from nanochat.chat_format import fit, parse_completion, render_conversation, render_prompt
 from nanochat.command import UserError
 from nanochat.conversation import Conversation, Message, Part
 from nanochat.tokenizer import RustBPETokenizer
@@ -219,3 +219,54 @@ def test_a_malformed_conversation_is_refused() -> None:
         render_conversation(Conversation([Message("assistant", "hi")]), ENCODER)
     with pytest.raises(UserError, match="at least one message"):
         render_prompt(Conversation([]), ENCODER)
+
+
+def messages_of(conversation: Conversation) -> list[tuple[str, str]]:
+    return [(message.role, message.text) for message in conversation.messages]
+
+
+def talk(*texts: str, system: str | None = None) -> Conversation:
+    """Question, answer, question, ..."""
+    turns = [Message("assistant" if index % 2 else "user", text) for index, text in enumerate(texts)]
+    return Conversation([*([Message("system", system)] if system is not None else []), *turns])
+
+
+def test_what_fits_is_left_alone_and_what_does_not_loses_its_oldest_turns_but_the_first() -> None:
+    whole = talk("first", "yes", "second", "b" * 40, "third", "no", "last", system="be kind")
+    needed = len(render_prompt(whole, ENCODER))
+    assert messages_of(fit(whole, ENCODER, needed)) == messages_of(whole)
+    shorter = fit(whole, ENCODER, needed - 1)
+    assert [text for _, text in messages_of(shorter)] == ["be kind", "first", "yes", "third", "no", "last"]
+    assert [text for _, text in messages_of(fit(whole, ENCODER, 39))] == ["be kind", "first", "yes", "last"]
+
+
+def test_the_first_turn_goes_when_it_leaves_no_room_for_the_last_question() -> None:
+    whole = talk("f" * 50, "yes", "second", "no", "l" * 20, system="kind")
+    kept = fit(whole, ENCODER, len(render_prompt(whole, ENCODER)) - 50)
+    assert [text for _, text in messages_of(kept)] == ["kind", "second", "no", "l" * 20]
+
+
+def test_a_question_that_alone_is_too_long_is_one_sentence() -> None:
+    with pytest.raises(
+        UserError, match=r"the last message has 34 tokens, .* at most 33 fit before the answer: shorten"
+    ):
+        fit(talk("first", "yes", "l" * 30), ENCODER, 33)
+
+
+@given(conversations(), st.integers(1, 200))
+def test_what_fit_gives_fits_and_is_the_newest_of_the_conversation(conversation: Conversation, room: int) -> None:
+    try:
+        kept = fit(conversation, ENCODER, room)
+    except UserError:
+        questions = [m for m in conversation.messages if m.role == "user"]
+        alone = [m for m in conversation.messages if m.role == "system"] + questions[-1:]
+        assert len(render_prompt(Conversation(alone), ENCODER)) > room
+        return
+    assert len(render_prompt(kept, ENCODER)) <= room
+    messages = list(conversation.messages)
+    if messages[-1].role == "assistant":
+        messages.pop()
+    assert all(any(message is one for one in messages) for message in kept.messages)
+    assert kept.messages[-1] is messages[-1]
+    if len(render_prompt(conversation, ENCODER)) <= room:
+        assert kept.messages == messages
