@@ -9,7 +9,8 @@ scripts are the doors and nothing imports a door; tasks stand beside and see flo
 3 model      attention kv_cache chunked_loss tricks gpt muon averaging optim rehearsal sampling prefixes
 2 machine    runtime calibration dataloader
 1 tokens     shard_writer text_import chat_format transcript tokenizer_files tokenizer_base huggingface_tokenizer
-             tokenizer dataset document_stream tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats tinyworld
+             tokenizer dataset document_stream tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats
+             tinyworld
 0 ground     paths command log signals guards download hub_shards hardware gpt_config schedule plan forecast
              calculator execution conversation curves run_curves report packing
 
