@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -31,15 +32,19 @@ class Crate:
     folder: Path
     lesson: str
 
+    @cached_property
+    def program(self) -> Path:
+        """Its program, built once for this object. Raises CrateError with the compiler's words."""
+        return built(self, "bin")
+
     def run(self, *arguments: str, stdin: str = "") -> str:
         """What the crate's program prints, given arguments and an input.
 
         Raises NotImplementedError at a `todo!`, CrateError where the program fails otherwise, or is not compiled.
         """
-        program = built(self, "bin")
         environment = {**os.environ, "RUST_BACKTRACE": "0"}
         done = subprocess.run(
-            [program, *arguments], input=stdin, env=environment, capture_output=True, encoding="utf-8", check=False
+            [self.program, *arguments], input=stdin, env=environment, capture_output=True, encoding="utf-8", check=False
         )
         if unwritten := re.search(r"not yet implemented: (.*)", done.stderr):
             raise NotImplementedError(f"{self.lesson}: {unwritten[1]} is yours to write")
