@@ -1,27 +1,28 @@
-"""The server: what clients see, by FastAPI's test client and by the real openai client against a live server."""
+"""The server's protocol: what clients send and get, by FastAPI's test client over workers that are threads."""
 
 import json
 import re
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
-import openai
+import jinja2
 import pytest
-from fake_chat import FakeEngine, FakeTokenizer, live_server, save_random_checkpoint
+from fake_chat import FakeEngine, FakeTokenizer, WorkerDeath, pool_of
 from fastapi.testclient import TestClient
 
-from nanochat.command import UserError
-from nanochat.conversation import Part
-from nanochat.serving.app import build_page, create_app
+from nanochat import chat_format
+from nanochat.conversation import Conversation, Message, Part
+from nanochat.serving import page
+from nanochat.serving.answers import Asked, CompletionAnswer
+from nanochat.serving.app import create_app
+from nanochat.serving.journal import Journal
 from nanochat.serving.pool import Pool
 from nanochat.serving.protocol import Defaults, Limits
-from scripts import chat_web
+from nanochat.serving.service import CHAT_TEMPLATE
+from nanochat.serving.vocabulary import Vocabulary
+from nanochat.serving.wire import Gain, Logprob
 
 HELLO = [{"role": "user", "content": "hello"}]
 LONG_SECONDS = 30  # a test that would hang fails after this
@@ -29,9 +30,15 @@ LONG_SECONDS = 30  # a test that would hang fails after this
 
 @contextmanager
 def client(*engines: FakeEngine, **settings: object) -> Iterator[TestClient]:
-    max_waiting = settings.pop("max_waiting", 32)
-    pool = Pool(engines or [FakeEngine()], max_waiting=max_waiting)
+    pool = settings.pop("pool", None) or pool_of(*engines, max_waiting=settings.pop("max_waiting", 32))
     with TestClient(create_app(pool, FakeTokenizer(), **settings), raise_server_exceptions=False) as test_client:
+        yield test_client
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[TestClient]:
+    """A server that only answers: for tests that change nothing in it."""
+    with client() as test_client:
         yield test_client
 
 
@@ -44,14 +51,45 @@ def chunks(text: str) -> list[dict]:
     return [json.loads(event[len("data: ") :]) for event in events[:-1]]
 
 
+def ask(web: TestClient, messages: object = HELLO, **fields: object) -> dict:
+    response = web.post("/v1/chat/completions", json={"messages": messages, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def complete(web: TestClient, prompt: object, **fields: object) -> dict:
+    response = web.post("/v1/completions", json={"prompt": prompt, **fields})
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def refused(web: TestClient, path: str, body: object, status: int = 400) -> dict:
+    response = web.post(path, json=body)
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
 def endless(_: str) -> Iterator[Part]:
     while True:
         yield Part("text", "x")
 
 
-def test_without_the_prefix_an_answer_streams_in_openais_chunks():
-    with client() as web:
-        response = web.post("/chat/completions", json={"messages": [{"role": "user", "content": "Who are you?"}]})
+def wait_until(true: Callable[[], bool]) -> None:
+    pause = threading.Event()
+    for _ in range(LONG_SECONDS * 100):
+        if true():
+            return
+        pause.wait(0.01)
+    pytest.fail("it never came true")
+
+
+# --- chat completions -------------------------------------------------------------------------------------------------
+
+
+def test_without_the_prefix_an_answer_streams_in_openais_chunks(web: TestClient):
+    response = web.post("/chat/completions", json={"messages": [{"role": "user", "content": "Who are you?"}]})
     assert response.headers["content-type"].startswith("text/event-stream")
     got = chunks(response.text)
     assert len({chunk["id"] for chunk in got}) == 1
@@ -59,18 +97,18 @@ def test_without_the_prefix_an_answer_streams_in_openais_chunks():
     assert got[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert [chunk["choices"][0]["finish_reason"] for chunk in got] == [None] * (len(got) - 1) + ["stop"]
     assert got[-1]["choices"][0]["delta"] == {}
+    assert "usage" not in got[-1]
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in got).startswith("I am nanochat,")
 
 
-def test_tool_pieces_stand_beside_the_content():
-    question = {"messages": [{"role": "user", "content": "What is 137 * 46?"}]}
-    with client() as web:
-        deltas = [chunk["choices"][0]["delta"] for chunk in chunks(web.post("/chat/completions", json=question).text)]
-        whole = web.post("/v1/chat/completions", json=question).json()["choices"][0]["message"]
+def test_tool_pieces_stand_beside_the_content(web: TestClient):
+    question = [{"role": "user", "content": "What is 137 * 46?"}]
+    streamed = chunks(web.post("/chat/completions", json={"messages": question}).text)
+    deltas = [chunk["choices"][0]["delta"] for chunk in streamed]
     tool = [{"type": "python", "text": "137*46"}, {"type": "python_output", "text": "6302"}]
     assert [delta["tool"] for delta in deltas if "tool" in delta] == tool
     assert not [delta for delta in deltas if "tool" in delta and "content" in delta]
-    assert whole == {
+    assert ask(web, question)["choices"][0]["message"] == {
         "role": "assistant",
         "content": "Let me work that out.\n137 times 46 is 6302.",
         "tool": tool,
@@ -84,47 +122,181 @@ def test_tool_pieces_stand_beside_the_content():
         ("/chat/completions", False, False),
         ("/v1/chat/completions", None, False),
         ("/v1/chat/completions", True, True),
+        ("/completions", None, False),
+        ("/v1/completions", True, True),
     ],
 )
-def test_the_prefix_and_the_flag_say_whether_it_streams(path: str, stream: bool | None, streams: bool):
-    with client() as web:
-        response = web.post(path, json={"messages": HELLO, "stream": stream})
+def test_the_prefix_and_the_flag_say_whether_it_streams(web: TestClient, path: str, stream: bool | None, streams: bool):
+    asked = {"messages": HELLO} if "chat" in path else {"prompt": "hello"}
+    response = web.post(path, json={**asked, "stream": stream})
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/event-stream" if streams else "application/json")
 
 
+def test_usage_ends_a_stream_only_when_asked_for(web: TestClient):
+    body = {"messages": HELLO, "stream": True, "max_tokens": 5, "n": 2, "stream_options": {"include_usage": True}}
+    got = chunks(web.post("/v1/chat/completions", json=body).text)
+    assert got[-1]["choices"] == []
+    assert got[-1]["usage"] == {"prompt_tokens": 9, "completion_tokens": 10, "total_tokens": 19}
+    assert {json.dumps(chunk["usage"]) for chunk in got[:-1]} == {"null"}
+    assert {chunk["choices"][0]["index"] for chunk in got[:-1]} == {0, 1}
+
+
 def test_sampling_goes_to_the_engine_and_defaults_fill_the_gaps():
     engine = FakeEngine()
+    asked = {
+        "temperature": 0, "top_k": 0, "top_p": 0.9, "min_p": 0.1, "max_completion_tokens": 5, "seed": -8,
+        "repetition_penalty": 1.2, "presence_penalty": 1, "frequency_penalty": -1, "stop": "\n\n",
+        "stop_token_ids": [7], "logit_bias": {"65": -100}, "logprobs": True, "top_logprobs": 3, "n": 3,
+    }  # fmt: skip
     with client(engine, defaults=Defaults(temperature=0.3, top_k=7, max_tokens=99)) as web:
-        asked = {"temperature": 0, "top_k": 0, "max_completion_tokens": 5, "seed": 8}
-        web.post("/v1/chat/completions", json={"messages": HELLO, **asked})
-        web.post("/v1/chat/completions", json={"messages": HELLO})
-        web.post("/v1/chat/completions", json={"messages": HELLO})
-    first, second, third = engine.samplings
-    assert first == {"temperature": 0, "top_k": None, "max_tokens": 5, "seed": 8}
-    assert {**second, "seed": None} == {"temperature": 0.3, "top_k": 7, "max_tokens": 99, "seed": None}
-    assert second["seed"] != third["seed"], "the same question twice would give the same answer"
+        assert len(ask(web, **asked)["choices"]) == 3
+        ask(web, stop=["a", "b"])
+    first, second = engine.params
+    assert (first.temperature, first.top_k, first.top_p, first.min_p, first.max_tokens) == (0, None, 0.9, 0.1, 5)
+    assert (first.repetition_penalty, first.presence_penalty, first.frequency_penalty) == (1.2, 1, -1)
+    assert (first.seed, first.stop, first.stop_ids, first.logit_bias) == (-8, ("\n\n",), (7,), {65: -100})
+    assert (first.logprobs, first.prompt_logprobs, first.tools) == (3, None, True)
+    assert (second.temperature, second.top_k, second.max_tokens, second.seed) == (0.3, 7, 99, None)
+    assert (second.stop, second.logprobs) == (("a", "b"), None)
 
 
-def test_the_whole_conversation_reaches_the_model():
+def test_the_whole_conversation_reaches_the_model_and_text_stays_text():
     engine = FakeEngine()
     messages = [
-        {"role": "system", "content": "Be kind."},
+        {"role": "developer", "content": "Be kind."},
         {"role": "user", "content": [{"type": "text", "text": "What is "}, {"type": "text", "text": "2+2?"}]},
         {"role": "assistant", "content": [{"type": "python", "text": "2+2"}, {"type": "text", "text": "4"}]},
         {"role": "user", "content": "Sure? <|assistant_end|>"},
     ]
     with client(engine) as web:
-        assert web.post("/v1/chat/completions", json={"messages": messages}).status_code == 200
-    assert FakeTokenizer().decode(engine.prompts[0]) == "Be kind.What is 2+2?2+24Sure? <|assistant_end|>"
+        ask(web, messages)
+    tokenizer = FakeTokenizer()
+    assert tokenizer.decode(engine.prompts[0]) == (
+        "<|bos|><|user_start|>Be kind.\n\nWhat is 2+2?<|user_end|><|assistant_start|><|python_start|>2+2<|python_end|>"
+        "4<|assistant_end|><|user_start|>Sure? <|assistant_end|><|user_end|><|assistant_start|>"
+    )
+    assert engine.prompts[0].count(tokenizer.encode_special("<|assistant_end|>")) == 1, "text became control"
+
+
+@pytest.mark.parametrize("arguments", ['{"expression": "6*7"}', "6*7"])
+def test_a_tools_message_joins_the_assistants_turn_which_goes_on(arguments: str):
+    engine = FakeEngine()
+    call = {"id": "call_1", "type": "function", "function": {"name": "python", "arguments": arguments}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": "Let me see. ", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "42"},
+    ]
+    with client(engine) as web:
+        ask(web, messages)
+        ask(web, [*messages, {"role": "assistant", "content": "It is 42."}, {"role": "user", "content": "Sure?"}])
+    turn = (
+        "<|bos|><|user_start|>hello<|user_end|><|assistant_start|>Let me see. "
+        "<|python_start|>6*7<|python_end|><|output_start|>42<|output_end|>"
+    )
+    later = "It is 42.<|assistant_end|><|user_start|>Sure?<|user_end|><|assistant_start|>"
+    assert [FakeTokenizer().decode(prompt) for prompt in engine.prompts] == [turn, turn + later]
 
 
 def test_an_answer_that_fills_its_room_says_length_and_usage_counts_tokens():
     with client(FakeEngine(answer=endless)) as web:
-        body = web.post("/v1/chat/completions", json={"messages": HELLO, "max_tokens": 12}).json()
+        body = ask(web, max_tokens=12)
         streamed = chunks(web.post("/chat/completions", json={"messages": HELLO, "max_tokens": 12}).text)
     assert body["choices"][0]["finish_reason"] == streamed[-1]["choices"][0]["finish_reason"] == "length"
-    assert body["usage"] == {"prompt_tokens": 8, "completion_tokens": 12, "total_tokens": 20}
+    assert body["usage"] == {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_name_each_token_with_its_bytes_and_the_likeliest(web: TestClient, stream: bool):
+    asked = {"messages": [{"role": "user", "content": "é"}], "logprobs": True, "top_logprobs": 2, "stream": stream}
+    response = web.post("/v1/chat/completions", json=asked)
+    if stream:
+        each = [chunk["choices"][0]["logprobs"] for chunk in chunks(response.text)]
+        content = [token for logprobs in each if logprobs for token in logprobs["content"]]
+    else:
+        content = response.json()["choices"][0]["logprobs"]["content"]
+    assert "".join(token["token"] for token in content) == "You said: é"
+    assert content[-1]["bytes"] == list("é".encode())
+    assert [(top["token"], top["logprob"]) for top in content[-1]["top_logprobs"]] == [("é", -0.25), ("ê", -1.25)]
+
+
+def test_a_conversation_that_outgrows_the_context_loses_its_oldest_turns_and_one_turn_too_many_is_refused():
+    engine = FakeEngine(context_len=60)
+    turns = [{"role": role, "content": letter * 10} for letter in "abc" for role in ("user", "assistant")]
+    with client(engine) as web:
+        ask(web, [*turns, *HELLO], max_tokens=1)
+        error = refused(web, "/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 60}]})
+    said = FakeTokenizer().decode(engine.prompts[0])
+    assert ["aaaa" in said, "bbbb" in said, "cccc" in said] == [True, False, True], "first and newest turns stay"
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert "the last message has 64 tokens" in error["message"]
+
+
+# --- completions ------------------------------------------------------------------------------------------------------
+
+
+def test_a_prompt_is_a_text_texts_ids_or_lists_of_ids():
+    engine = FakeEngine()
+    with client(engine) as web:
+        for prompt in ("ab", ["ab", "c"], [1, 75], [[75], [76, 77]], "", ["<|bos|>"]):
+            got = complete(web, prompt, max_tokens=3, n=2)
+            count = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+            assert [choice["index"] for choice in got["choices"]] == list(range(2 * count))
+    spelled = [0, *FakeTokenizer().encode("<|bos|>")]
+    ids = [[0, 106, 107], [0, 106, 107], [0, 108], [1, 75], [75], [76, 77], [0], spelled]
+    assert engine.prompts == ids, "text is led by <|bos|> and stays text, ids are taken as they are"
+    assert not any(params.tools for params in engine.params)
+    assert got["object"] == "text_completion"
+
+
+def test_echo_puts_prompt_and_its_logprobs_before_the_answer(web: TestClient):
+    got = complete(web, ["aé", "b"], max_tokens=1, echo=True, logprobs=1, temperature=0)
+    assert [choice["text"] for choice in got["choices"]] == ["aéY", "bY"]
+    assert got["choices"][0]["logprobs"] == {
+        "tokens": ["<|bos|>", "a", "é", "Y"],
+        "token_logprobs": [None, -0.25, -0.25, -0.25],
+        "top_logprobs": [None, {"a": -0.25}, {"é": -0.25}, {"Y": -0.25}],
+        "text_offset": [0, 0, 1, 2],
+    }
+    scored = complete(web, "ab", max_tokens=0, echo=True, logprobs=2)
+    assert (scored["choices"][0]["text"], scored["usage"]["completion_tokens"]) == ("ab", 0)
+    assert scored["choices"][0]["logprobs"]["top_logprobs"] == [
+        None, {"a": -0.25, "b": -1.25}, {"b": -0.25, "c": -1.25}
+    ]  # fmt: skip
+    assert complete(web, "ab", max_tokens=0, echo=True)["choices"][0] == {
+        "index": 0, "text": "ab", "logprobs": None, "finish_reason": "length"
+    }  # fmt: skip
+
+
+def test_a_streamed_completion_is_the_whole_one_in_pieces(web: TestClient):
+    asked = {"prompt": ["ab", "c"], "n": 2, "echo": True, "logprobs": 0, "max_tokens": 14}
+    whole = complete(web, **asked)["choices"]
+    for index, choice in enumerate(whole):
+        streamed = chunks(web.post("/v1/completions", json={**asked, "stream": True}).text)
+        mine = [chunk["choices"][0] for chunk in streamed if chunk["choices"][0]["index"] == index]
+        assert "".join(piece["text"] for piece in mine) == choice["text"]
+        assert mine[-1]["finish_reason"] == choice["finish_reason"]
+        for key, value in choice["logprobs"].items():
+            assert [entry for piece in mine for entry in piece["logprobs"][key]] == value
+
+
+def test_tokens_that_are_no_characters_have_names_of_their_own_and_places_in_the_text():
+    class Halves(FakeTokenizer):
+        def decode_bytes(self, ids: list[int]) -> bytes:
+            return b"".join({20: b"\xc3", 21: b"\xa9", 22: b"z"}[id] for id in ids)
+
+    answer = CompletionAnswer(Asked("m", [[22]], logprobs=True), Vocabulary(Halves()))
+    entries = [Logprob(20, -1.0, ((21, -0.5),)), Logprob(21, float("-inf")), Logprob(22, -2.0)]
+    answer.grow([(0, Gain(0, 0, (("text", "éz"),), 3, tuple(entries), finish_reason="stop"))])
+    told = answer.whole()["choices"][0]["logprobs"]
+    assert told["tokens"] == ["bytes:\\xc3", "bytes:\\xa9", "z"]
+    assert told["top_logprobs"][0] == {"bytes:\\xc3": -1.0, "bytes:\\xa9": -0.5}
+    assert told["text_offset"] == [0, 0, 1]
+    assert told["token_logprobs"][1] == -9999.0, "JSON has no infinity"
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -133,347 +305,261 @@ def test_an_answer_that_fills_its_room_says_length_and_usage_counts_tokens():
         ({}, "messages", "field required"),
         ({"messages": "hello"}, "messages", "valid list"),
         ({"messages": []}, "messages", "at least one message"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'system', 'user' or 'assistant'"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
-        ({"messages": HELLO * 2}, "messages", "expected 'assistant'"),
-        ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, "messages", "last message must be the user's"),
+        ({"messages": [{"role": "x", "content": "x"}]}, "messages.0.role", "'system', 'developer', 'user'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "a text or a list of text parts"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content", "text parts"),
+        ({"messages": [{"role": "user"}]}, "messages.0", "content is missing"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "python", "text": ""}]}]},
+            "messages.0",
+            "parts of a tool",
+        ),
+        ({"messages": [{"role": "system", "content": "x"}]}, "messages.0", "add a user message"),
+        ({"messages": HELLO * 2}, "messages.1", "role is 'user', expected 'assistant'"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages.0", "role is 'assistant', expected 'user'"),
+        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, "messages.1", "role is 'tool', expected"),
+        ({"messages": [*HELLO, {"role": "system", "content": "x"}]}, "messages.1", "at the front only"),
+        ({"messages": [*HELLO, {"role": "assistant", "content": "x"}]}, "messages.1", "must be the user's"),
         ({"messages": HELLO, "temperature": "1"}, "temperature", "number"),
         ({"messages": HELLO, "temperature": 2.5}, "temperature", "less than or equal to 2"),
         ({"messages": HELLO, "top_k": -1}, "top_k", "greater than or equal to 0"),
-        ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
-        ({"messages": HELLO, "max_tokens": 5000}, "max_tokens", "at most 4096"),
-        ({"messages": HELLO, "max_completion_tokens": 5000}, "max_completion_tokens", "at most 4096"),
+        ({"messages": HELLO, "top_p": 0}, "top_p", "greater than 0"),
+        ({"messages": HELLO, "min_p": 1.5}, "min_p", "less than or equal to 1"),
+        ({"messages": HELLO, "repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"messages": HELLO, "presence_penalty": 3}, "presence_penalty", "less than or equal to 2"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens", "allowed are 1 to 4096"),
+        ({"messages": HELLO, "max_tokens": 5000}, "max_tokens", "allowed are 1 to 4096"),
+        ({"messages": HELLO, "max_completion_tokens": 5000}, "max_completion_tokens", "allowed are 1 to 4096"),
         ({"messages": HELLO, "stream": "yes"}, "stream", "boolean"),
         ({"messages": HELLO, "seed": 10**30}, "seed", "less than"),
-        ({"messages": HELLO, "n": 2}, "n", "not supported"),
-        ({"messages": HELLO, "stop": ["\n"]}, "stop", "not supported"),
+        ({"messages": HELLO, "n": 0}, "n", "greater than or equal to 1"),
+        ({"messages": HELLO, "n": 17}, "n", "at most 16"),
+        ({"messages": HELLO, "stop": [""]}, "stop", "none empty"),
+        ({"messages": HELLO, "stop": 5}, "stop", "a text or a list of texts"),
+        ({"messages": HELLO, "stop": ["a"] * 17}, "stop", "at most 16 texts"),
+        ({"messages": HELLO, "logit_bias": {"a": 1}}, "logit_bias.a", "match pattern"),
+        ({"messages": HELLO, "logit_bias": {"9999999": 1}}, "logit_bias", "ids are below"),
+        ({"messages": HELLO, "stop_token_ids": [9999999]}, "stop_token_ids", "ids are below"),
+        ({"messages": HELLO, "top_logprobs": 2}, "top_logprobs", "needs logprobs"),
+        ({"messages": HELLO, "logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+        ({"messages": HELLO, "tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"messages": HELLO * 501}, "messages", "501 messages in the request, at most 500"),
         ({"messages": [{"role": "user", "content": "x" * 64_001}]}, "messages", "64001 characters in the request"),
     ],
 )
-def test_a_wrong_field_is_refused_with_its_name_in_openais_error(body: dict, param: str, says: str):
-    with client() as web:
-        response = web.post("/v1/chat/completions", json=body)
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert set(error) == {"message", "type", "param", "code"}
+def test_a_wrong_field_of_a_chat_is_refused_with_its_name(web: TestClient, body: dict, param: str, says: str):
+    error = refused(web, "/v1/chat/completions", body)
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
     assert says in error["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"\xff"', b"[" * 100_000, b"null", b"\x00"])
-def test_rubbish_is_a_clients_mistake(body: bytes):
-    with client() as web:
-        response = web.post("/chat/completions", content=body, headers={"Content-Type": "application/json"})
-    assert response.status_code == 400
-    assert response.json()["error"]["message"]
+def test_a_call_of_an_unknown_tool_or_without_an_answer_is_refused(web: TestClient):
+    def calling(name: str) -> dict:
+        return {"role": "assistant", "tool_calls": [{"function": {"name": name, "arguments": "{}"}}]}
+
+    path = "/v1/chat/completions"
+    error = refused(web, path, {"messages": [*HELLO, calling("weather"), {"role": "tool", "content": "x"}]})
+    assert "the tool 'weather' is not known here" in error["message"]
+    error = refused(web, path, {"messages": [*HELLO, calling("python"), *HELLO]})
+    assert "role is 'user', expected 'tool'" in error["message"]
 
 
-def test_half_a_surrogate_pair_is_refused_before_it_breaks_an_encoder():
-    body = b'{"messages": [{"role": "user", "content": "\\ud83d"}]}'
-    with client() as web:
-        response = web.post("/v1/chat/completions", content=body, headers={"Content-Type": "application/json"})
-    assert (response.status_code, response.json()["error"]["param"]) == (400, "messages.0.content")
+@pytest.mark.parametrize(
+    ("body", "param", "says"),
+    [
+        ({}, "prompt", "field required"),
+        ({"prompt": 5}, "prompt", "a text, a list of texts, a list of token ids"),
+        ({"prompt": ["a", 5]}, "prompt", "a text, a list of texts, a list of token ids"),
+        ({"prompt": []}, "prompt", "it needs a text or token ids"),
+        ({"prompt": [[]]}, "prompt", "none empty"),
+        ({"prompt": [[-1]]}, "prompt", "a list of token ids"),
+        ({"prompt": [[9999999]]}, "prompt", "ids are below"),
+        ({"prompt": ["a"] * 129}, "prompt", "129 prompts in the request, at most 128"),
+        ({"prompt": ["x" * 64_001]}, "prompt", "64001 characters"),
+        ({"prompt": "x" * 1000}, "prompt", "1001 tokens and the model reads at most 999"),
+        ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
+        ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),
+        ({"prompt": "a", "max_tokens": 0}, "max_tokens", "1 to 4096 (0 with echo)"),
+        ({"prompt": "a", "logprobs": 21}, "logprobs", "less than or equal to 20"),
+        ({"prompt": "a", "echo": 1}, "echo", "boolean"),
+    ],
+)
+def test_a_wrong_field_of_a_completion_is_refused_with_its_name(web: TestClient, body: dict, param: str, says: str):
+    error = refused(web, "/v1/completions", body)
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+    assert says in error["message"]
 
 
-def test_another_site_cannot_post_a_form_to_the_model():
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"\xff"', b"[" * 100_000, b"null", b"\x00", b'{"messages": NaN}'])
+def test_rubbish_is_a_clients_mistake(web: TestClient, body: bytes):
+    for path in ("/chat/completions", "/v1/completions", "/tokenize"):
+        response = web.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert response.status_code == 400
+        assert response.json()["error"]["message"]
+
+
+def test_half_a_surrogate_pair_is_refused_before_it_breaks_an_encoder(web: TestClient):
+    bodies = {
+        "/v1/chat/completions": (b'{"messages": [{"role": "user", "content": "\\ud83d"}]}', "messages.0.content"),
+        "/v1/completions": (b'{"prompt": ["\\ud83d"]}', "prompt"),
+        "/tokenize": (b'{"prompt": "\\ud83d"}', "prompt"),
+    }
+    for path, (body, param) in bodies.items():
+        response = web.post(path, content=body, headers={"Content-Type": "application/json"})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+        assert "half a surrogate pair at character 0" in response.json()["error"]["message"]
+
+
+def test_another_site_cannot_post_a_form_to_the_model(web: TestClient):
     body = json.dumps({"messages": HELLO})
-    with client() as web:
-        for kind in ("text/plain", "application/x-www-form-urlencoded"):
-            response = web.post("/chat/completions", content=body, headers={"Content-Type": kind})
-            assert response.status_code == 400
-            assert "application/json" in response.json()["error"]["message"]
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        response = web.post("/chat/completions", content=body, headers={"Content-Type": kind})
+        assert response.status_code == 400
+        assert "application/json" in response.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("in_pieces", [False, True])
-def test_a_body_above_the_limit_is_refused_before_parsing(in_pieces: bool):
-    body = json.dumps({"messages": [{"role": "user", "content": "x" * 3000}]}).encode()
-    content = iter([body[:1500], body[1500:]]) if in_pieces else body
-    with client(limits=Limits(max_body_bytes=2000)) as web:
-        response = web.post("/chat/completions", content=content, headers={"Content-Type": "application/json"})
-    assert response.status_code == 413
-    assert "2000 bytes" in response.json()["error"]["message"]
-
-
-def test_a_prompt_that_leaves_no_room_is_refused_with_openais_code():
-    with client(FakeEngine(context_len=8)) as web:
-        error = web.post("/v1/chat/completions", json={"messages": HELLO})
-        fits = web.post("/v1/chat/completions", json={"messages": [{"role": "user", "content": "hell"}]})
-    assert error.status_code == 400
-    assert error.json()["error"]["code"] == "context_length_exceeded"
-    assert "8 tokens" in error.json()["error"]["message"]
-    assert fits.status_code == 200
-
-
-def test_unknown_paths_and_methods_answer_in_json():
-    with client() as web:
-        missing, wrong = web.get("/v1/nothing"), web.get("/v1/chat/completions")
+def test_unknown_paths_methods_and_models_answer_in_json(web: TestClient):
+    missing, wrong = web.get("/v1/nothing"), web.get("/v1/chat/completions")
     assert (missing.status_code, wrong.status_code) == (404, 405)
     assert "/v1/nothing" in missing.json()["error"]["message"]
     assert wrong.json()["error"]["type"] == "invalid_request_error"
+    for path, body in (("chat/completions", {"messages": HELLO}), ("completions", {"prompt": "a"})):
+        error = refused(web, f"/v1/{path}", {**body, "model": "gpt-4"}, status=404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert web.get("/v1/models/gpt-4").status_code == 404
 
 
-def broken(_: str) -> Iterator[Part]:
-    yield Part("text", "half an ")
-    raise RuntimeError("secret path /srv/x")
+def test_an_engine_that_dies_tells_the_client_nothing_secret_and_its_successor_serves_the_next():
+    engine = FakeEngine(answer=lambda _: iter([Part("text", "half an "), Part("text", "answer")]))
+    steps = iter(range(100))
 
+    def die_at_the_second_step() -> None:
+        if next(steps) in (1, 3):
+            raise WorkerDeath("secret path /srv/x")
 
-def test_an_engine_that_breaks_tells_the_client_nothing_secret_and_serves_the_next(caplog: pytest.LogCaptureFixture):
-    engine = FakeEngine(answer=broken)
+    engine.before_step = die_at_the_second_step
     with client(engine) as web:
         streamed = web.post("/chat/completions", json={"messages": HELLO}).text
+        wait_until(lambda: web.get("/ready").status_code == 200)
         whole = web.post("/v1/chat/completions", json={"messages": HELLO})
-        engine.answer = None
-        assert web.post("/v1/chat/completions", json={"messages": HELLO}).status_code == 200
+        wait_until(lambda: web.get("/ready").status_code == 200)
+        assert ask(web)["choices"][0]["message"]["content"] == "half an answer"
+        assert web.get("/stats").json()["workers"][0]["restarts"] == 2
     last = json.loads(streamed.strip().split("\n\n")[-1].removeprefix("data: "))
     assert "half an " in streamed
     assert last["error"]["type"] == "server_error"
+    assert "[DONE]" not in streamed
     assert whole.status_code == 500
     assert "secret" not in streamed + whole.text
-    assert "secret path" in caplog.text, "the operator reads why in the log"
 
 
-def test_a_full_queue_answers_503_and_says_when_to_come_again():
-    go, started = threading.Event(), threading.Semaphore(0)
+# --- everything else --------------------------------------------------------------------------------------------------
 
-    def hold() -> None:
-        started.release()
-        go.wait(LONG_SECONDS)
 
-    engine = FakeEngine(answer=lambda _: iter([Part("text", "done")]), before_piece=hold)
-    codes: list[int] = []
-    with client(engine, max_waiting=1) as web:
+def test_a_base_model_continues_texts_and_says_that_it_cannot_chat():
+    with client(chats=False) as web:
+        assert "use /v1/completions" in refused(web, "/v1/chat/completions", {"messages": HELLO})["message"]
+        assert complete(web, "a", max_tokens=3)["choices"][0]["text"] == "You"
+        assert web.get("/tokenizer_info").json()["eos_token"] == "<|bos|>"
 
-        def ask() -> None:
-            codes.append(web.post("/v1/chat/completions", json={"messages": HELLO}).status_code)
 
-        threads = [threading.Thread(target=ask) for _ in range(2)]
-        threads[0].start()
-        assert started.acquire(timeout=LONG_SECONDS)
-        threads[1].start()
-        wait_until(lambda: web.get("/health").json()["waiting"] == 1)
+def test_models_are_listed_and_found_by_name_with_and_without_the_prefix():
+    with client(name="nanochat-d4-sft", defaults=Defaults(0.5, None, max_tokens=9)) as web:
+        for prefix in ("/v1", ""):
+            [model] = web.get(f"{prefix}/models").json()["data"]
+            assert model == web.get(f"{prefix}/models/nanochat-d4-sft").json()
+        assert (model["id"], model["object"], model["max_model_len"]) == ("nanochat-d4-sft", "model", 1000)
+        assert model["defaults"] == {"temperature": 0.5, "top_k": 0, "top_p": 1.0, "max_tokens": 9}
+        assert {ask(web, model=name)["model"] for name in ("nanochat-d4-sft", "nanochat")} == {"nanochat-d4-sft"}
+
+
+def test_the_tokenizer_is_served_and_only_a_control_tokens_bare_name_stands_for_it(web: TestClient):
+    def tokens(**body: object) -> list[int]:
+        return web.post("/tokenize", json=body).json()["tokens"]
+
+    assert tokens(prompt="ab") == [0, 106, 107]
+    assert tokens(prompt="ab", add_special_tokens=False) == [106, 107]
+    assert tokens(prompt="<|assistant_end|>", add_special_tokens=False) == [4]
+    assert min(tokens(prompt="<|assistant_end|> ", add_special_tokens=False)) >= 9
+    assert web.post("/detokenize", json={"tokens": [0, 106, 107]}).json() == {"prompt": "<|bos|>ab"}
+    assert "ids are below" in refused(web, "/detokenize", {"tokens": [9999999]})["message"]
+    info = web.get("/tokenizer_info").json()
+    assert (info["bos_token"], info["eos_token"], info["max_model_len"]) == ("<|bos|>", "<|assistant_end|>", 1000)
+
+
+@pytest.mark.parametrize("system", ["", "Be kind."])
+def test_the_chat_template_lays_out_what_the_model_reads(system: str):
+    plain = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    plain = [*([{"role": "system", "content": system}] if system else []), *plain]
+    laid_out = jinja2.Environment().from_string(CHAT_TEMPLATE).render(
+        messages=plain, add_generation_prompt=True, bos_token="<|bos|>"
+    )  # fmt: skip
+    conversation = Conversation([Message(message["role"], message["content"]) for message in plain])
+    assert laid_out == FakeTokenizer().decode(chat_format.render_prompt(conversation, FakeTokenizer()))
+
+
+def test_health_stats_and_metrics_count_what_was_done():
+    with client(name="nanochat-d4") as web:
+        ask(web, max_tokens=5)
+        web.get("/nowhere")
         assert web.get("/health").json() == {
-            "status": "ok", "model": "nanochat", "workers": 1, "running": 1, "waiting": 1,
+            "status": "ok", "model": "nanochat-d4", "workers": 1, "running": 0, "waiting": 0
         }  # fmt: skip
-        refused = web.post("/v1/chat/completions", json={"messages": HELLO})
-        go.set()
-        for thread in threads:
-            thread.join()
-    assert refused.status_code == 503
-    assert refused.headers["retry-after"] == "1"
-    assert refused.json()["error"]["code"] == "server_busy"
-    assert codes == [200, 200]
+        assert web.get("/ready").json() == {"status": "ready"}
+        stats = web.get("/stats").json()
+        metrics = web.get("/metrics").text
+    assert stats["workers"][0]["engine"] == {"rows_running": 0, "rows_waiting": 0}
+    for line in (
+        "nanochat_prompt_tokens_total 9.0",
+        "nanochat_completion_tokens_total 5.0",
+        "nanochat_first_token_seconds_count 1.0",
+        'nanochat_requests_total{path="other",status="404"} 1.0',
+        'nanochat_worker_ready{worker="0"} 1.0',
+        'nanochat_engine_rows_running{worker="0"} 0.0',
+    ):
+        assert line in metrics.splitlines()
 
 
-def wait_until(true: Callable[[], bool]) -> None:
-    pause = threading.Event()
-    for _ in range(LONG_SECONDS * 100):
-        if true():
-            return
-        pause.wait(0.01)
-    pytest.fail("it never came true")
+def test_conversations_are_kept_only_where_they_were_asked_for(tmp_path: Path):
+    path = tmp_path / "logs" / "talks.jsonl"
+    journal = Journal(path)
+    with client(journal=journal) as web:
+        ask(web)
+        web.post("/chat/completions", json={"messages": HELLO})
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["request"]["messages"] for line in lines] == [HELLO, HELLO]
+    assert [line["choices"] for line in lines] == [
+        [{"text": [["text", "You said: hello"]], "finish_reason": "stop"}]
+    ] * 2  # fmt: skip
+    assert path.stat().st_mode & 0o077 == 0, "others may read it"
 
 
-def test_two_engines_answer_at_the_same_time():
-    together = threading.Barrier(2, timeout=LONG_SECONDS)
-    engines = [FakeEngine(answer=lambda _: iter([Part("text", "x")]), before_piece=together.wait) for _ in range(2)]
-    codes: list[int] = []
-    with client(*engines) as web:
-
-        def ask() -> None:
-            codes.append(web.post("/v1/chat/completions", json={"messages": HELLO}).status_code)
-
-        threads = [threading.Thread(target=ask) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert codes == [200, 200], "one engine alone would have waited at the barrier for ever"
-
-
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_stops_its_generation(stream: bool):
-    engine = FakeEngine(answer=endless, context_len=10**9, before_piece=lambda: threading.Event().wait(0.001))
-    app = create_app(Pool([engine]), FakeTokenizer(), limits=Limits(max_tokens=10**8))
-    body = json.dumps({"messages": HELLO, "stream": stream, "max_tokens": 10**8}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json"
-    head += f"\r\nContent-Length: {len(body)}"
-    with live_server(app) as url:
-        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1]))) as connection:
-            connection.sendall(f"{head}\r\n\r\n".encode() + body)
-            wait_until(lambda: len(engine.prompts) == 1)
-            if stream:
-                assert b"200 OK" in connection.recv(4096)
-        assert engine.closed.wait(LONG_SECONDS), "the engine went on generating for nobody"
-        wait_until(lambda: httpx.get(f"{url}/health").json()["running"] == 0)
-
-
-def test_closing_ends_running_and_waiting_answers():
-    engine = FakeEngine(answer=endless, context_len=10**9, before_piece=lambda: threading.Event().wait(0.001))
-    pool = Pool([engine])
-    app = create_app(pool, FakeTokenizer(), limits=Limits(max_tokens=10**8))
-    with live_server(app) as url:
-        body = {"messages": HELLO, "max_tokens": 10**8}
-        threads = [
-            threading.Thread(target=lambda: httpx.post(f"{url}/v1/chat/completions", json=body, timeout=LONG_SECONDS))
-            for _ in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-        wait_until(lambda: pool.running == 1 and pool.waiting == 1)
-        pool.close()
-        for thread in threads:
-            thread.join(LONG_SECONDS)
-    assert engine.closed.is_set()
-    assert len(engine.prompts) == 1, "the waiting answer was never begun"
-    assert not [thread for thread in threads if thread.is_alive()]
-
-
-@pytest.fixture(scope="module")
-def openai_client() -> Iterator[openai.OpenAI]:
-    with live_server(create_app(Pool([FakeEngine()], max_waiting=4), FakeTokenizer(), name="nanochat-d4")) as url:
-        yield openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-
-
-def test_the_openai_client_reads_a_whole_answer(openai_client: openai.OpenAI):
-    question = [{"role": "user", "content": "What is the capital of France?"}]
-    answer = openai_client.chat.completions.create(model="any", messages=question, max_tokens=100)
-    assert answer.choices[0].message.content == "The capital of France is Paris."
-    assert answer.choices[0].finish_reason == "stop"
-    assert answer.model == "nanochat-d4"
-    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
-    assert answer.id.startswith("chatcmpl-")
-
-
-def test_the_openai_client_reads_a_stream(openai_client: openai.OpenAI):
-    question = [{"role": "user", "content": "What is 137 * 46? ü 日本 🎉"}]
-    stream = list(openai_client.chat.completions.create(model="any", messages=question, stream=True))
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
-    assert text == "You said: What is 137 * 46? ü 日本 🎉"
-    assert stream[0].choices[0].delta.role == "assistant"
-    assert stream[-1].choices[0].finish_reason == "stop"
-
-
-def test_the_openai_client_understands_our_errors(openai_client: openai.OpenAI):
-    with pytest.raises(openai.BadRequestError, match="the conversation has 2003 tokens") as caught:
-        openai_client.chat.completions.create(model="any", messages=[{"role": "user", "content": "x" * 2000}])
-    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "messages")
-    with pytest.raises(openai.NotFoundError):
-        openai_client.embeddings.create(model="any", input="x")
-
-
-def test_the_openai_client_lists_the_model(openai_client: openai.OpenAI):
-    assert [model.id for model in openai_client.models.list()] == ["nanochat-d4"]
-
-
-def test_the_openai_client_hears_of_a_break_in_the_middle_of_a_stream():
-    with live_server(create_app(Pool([FakeEngine(answer=broken)]), FakeTokenizer())) as url:
-        ours = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        with pytest.raises(openai.APIError, match="the model failed"):
-            list(ours.chat.completions.create(model="any", messages=HELLO, stream=True))
-
-
-def test_the_page_is_one_response_that_may_fetch_nothing_else():
-    page, policy = build_page()
-    with client() as web:
-        response = web.get("/")
-    assert response.text == page
+def test_the_page_is_one_response_with_its_own_policy(web: TestClient):
+    made, policy = page.build_page()
+    response = web.get("/")
+    assert response.text == made
     assert response.headers["content-security-policy"] == policy
     assert "default-src 'none'" in policy
-    assert "unsafe" not in policy
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|@import|innerHTML""", page)
-    assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", page)
 
 
-def test_the_page_stays_small():
-    page, _ = build_page()
-    assert len(page.splitlines()) < 400
+def test_every_route_is_in_the_schema(web: TestClient):
+    paths = web.get("/openapi.json").json()["paths"]
+    for path in ("/v1/chat/completions", "/completions", "/v1/models/{id}", "/tokenize", "/metrics"):
+        assert path in paths
+    assert "503" in paths["/v1/chat/completions"]["post"]["responses"]
+    assert not re.search(r"HTTPValidationError", json.dumps(paths)), "mistakes are told as 400, in OpenAI's shape"
 
 
-def test_a_busy_port_is_one_sentence_before_any_model_is_loaded(base_dir: object):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port} on 127.0.0.1 is in use; choose another"):
-            chat_web.main(chat_web.Config(port=port))
+def test_limits_of_an_own_server_are_heeded():
+    with client(limits=Limits(max_messages=1, max_n=1, max_tokens=5)) as web:
+        assert "at most 1 are allowed" in refused(web, "/v1/chat/completions", {"messages": HELLO * 3})["message"]
+        assert "n is 2, at most 1" in refused(web, "/v1/chat/completions", {"messages": HELLO, "n": 2})["message"]
+        assert ask(web)["usage"]["completion_tokens"] == 5, "a default never asks for more than is allowed"
 
 
-def test_a_port_that_is_taken_lets_nobody_else_in():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with chat_web.take_port("127.0.0.1", port), pytest.raises(UserError, match="in use"):
-        chat_web.take_port("127.0.0.1", port)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"temperature": 3.0}, "--temperature must be between 0 and 2"),
-        ({"top_k": -1}, "--top_k must be at least 0"),
-        ({"max_tokens": 0}, "--max_tokens must be between 1 and"),
-        ({"port": 70000}, "--port must be between 1 and 65535"),
-        ({"num_gpus": 0}, "--num-gpus must be at least 1"),
-        ({"host": "203.0.113.7"}, "203.0.113.7"),
-    ],
-)
-def test_a_flag_that_nothing_can_serve_is_one_sentence(wrong: dict, says: str):
-    with pytest.raises(UserError, match=re.escape(says)):
-        chat_web.main(chat_web.Config(**wrong))
-
-
-def test_a_dry_run_says_the_address(capsys: pytest.CaptureFixture[str]):
-    chat_web.main(chat_web.Config(dry_run=True, port=8123))
-    assert "http://127.0.0.1:8123" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("host", "shown"),
-    [("127.0.0.1", "http://127.0.0.1:80/"), ("0.0.0.0", "http://127.0.0.1:80/"), ("::1", "http://[::1]:80/")],
-)
-def test_the_printed_address_works_in_a_browser(host: str, shown: str):
-    assert chat_web.address(host, 80) == shown
-
-
-def test_a_base_model_alone_is_refused_with_the_way_on(base_dir: Path):
-    save_random_checkpoint("base")
-    with pytest.raises(UserError, match=re.escape("run `python -m scripts.mid_train` first")):
-        chat_web.choose_stage()
-
-
-def test_without_any_checkpoint_the_first_command_is_named(base_dir: Path):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    with pytest.raises(UserError, match=re.escape("run `python -m scripts.base_train` first")):
-        chat_web.main(chat_web.Config(port=port, device_type="cpu"))
-
-
-def test_more_engines_than_devices_are_refused():
-    from nanochat.runtime import Runtime
-
-    with Runtime.start(device_type="cpu") as runtime:
-        assert chat_web.devices(runtime, 1) == [runtime]
-        with pytest.raises(UserError, match="--num-gpus=2, but there is 1 cpu device"):
-            chat_web.devices(runtime, 2)
-
-
-@pytest.mark.slow
-def test_the_command_serves_a_real_model(base_dir: Path):
-    save_random_checkpoint("sft")
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "scripts.chat_web", f"--port={port}", "--device_type=cpu", "--num-gpus=1"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout.readline() == "serving sft d1, step 7, on 1 x cpu\n"
-        assert server.stdout.readline().startswith(f"chat at http://127.0.0.1:{port}/ ")
-        ours = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
-        how = {"model": "any", "messages": HELLO, "max_tokens": 20, "seed": 3}
-        whole = ours.chat.completions.create(**how)
-        stream = list(ours.chat.completions.create(**how, stream=True))
-        assert whole.model == "nanochat-d1-sft"
-        assert whole.choices[0].message.content == "".join(c.choices[0].delta.content or "" for c in stream) != ""
-        with pytest.raises(openai.BadRequestError, match="the model reads at most 127"):
-            ours.chat.completions.create(model="any", messages=[{"role": "user", "content": "zebra " * 100}])
-    finally:
-        server.terminate()
-        server.wait(LONG_SECONDS)
-        server.stdout.close()
+def test_a_pool_that_was_started_before_is_left_as_it_is():
+    pool: Pool = pool_of(FakeEngine())
+    with client(pool=pool) as web:
+        assert ask(web)["choices"]
+    assert not pool.ready, "the application closes it"

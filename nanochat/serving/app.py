@@ -9,11 +9,8 @@ Generation runs in the pool's threads and tokenizing in a thread of its own, nev
 """
 
 import asyncio
-import base64
-import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.resources import files
 from typing import Protocol
 
 from fastapi import FastAPI, Request, Response
@@ -23,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanochat.conversation import Conversation
+from nanochat.serving.page import build_page
 from nanochat.serving.pool import GenerationError, Job, Pool, PoolBusyError
 from nanochat.serving.protocol import Answer, ApiError, ChatRequest, Defaults, Limits, event
 
@@ -223,21 +221,3 @@ def _answer_errors_as_openai_does(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, ours)
-
-
-def build_page() -> tuple[str, str]:
-    """The page with its style and script inlined, and the content security policy that allows exactly these."""
-    folder = files("nanochat.serving") / "page"
-    page = (folder / "index.html").read_text(encoding="utf-8")
-    hashes = {}
-    for tag, file in (("style", "style.css"), ("script", "app.js")):
-        text = (folder / file).read_text(encoding="utf-8")
-        assert f"</{tag}" not in text, f"{file} would end its own element"
-        page = page.replace(f"<{tag}></{tag}>", f"<{tag}>{text}</{tag}>")
-        assert text in page, f"index.html has no place for {file}"
-        hashes[tag] = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{hashes['style']}'; script-src 'sha256-{hashes['script']}'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, policy

@@ -1,164 +1,287 @@
 "use strict";
-// All text from the model, the server or the person enters the page through textContent and text nodes only.
-const $ = (id) => document.getElementById(id);
-const [scroll, log, welcome, composer, question, send, stop, fresh, status] =
-  ["scroll", "log", "welcome", "composer", "question", "send", "stop", "new", "status"].map($);
+// The page's state and what a person can do: ask, stop, ask again, edit, switch, rename, export and delete.
+const SLOW_SECONDS = 5; // without a word for so long, the page says that it still waits
+const MOST_RETRIES = 3;
+const LONGEST_RETRY_SECONDS = 60;
+const SAVE_SECONDS = 3;
 
-let messages = []; // what the server is sent: {role, content}, an assistant's content as parts
-let running = null; // the AbortController of the answer under way
+const question = $("question");
+const scroll = $("scroll");
+const log = $("log");
+const store = openStore(tell);
+const preferences = store.preferences();
+const runs = new Map(); // a chat's id -> {controller, chat, message, notice, retryNow, frame, saved}
+const drafts = new Map();
+let model = null;
+let chat = store.get(remembered("current")) ?? newChat(preferences);
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text) made.textContent = text;
-  return made;
+// What belongs to this tab alone; a browser that keeps nothing has none of it.
+function remembered(name, value) {
+  try {
+    if (value !== undefined) sessionStorage.setItem(`nanochat:${name}`, value);
+    return sessionStorage.getItem(`nanochat:${name}`) ?? "";
+  } catch {
+    return "";
+  }
 }
 
-function addTurn(role, text) {
-  const turn = element("article", `turn ${role}`);
-  turn.append(element("span", "hidden", role === "user" ? "You: " : "nanochat: "));
-  if (text) turn.append(text);
-  log.append(turn);
-  welcome.hidden = true;
-  fresh.hidden = false;
+// --- drawing
+
+function drawChat() {
+  const empty = chat.messages.length === 0;
+  const run = runs.get(chat.id);
+  $("welcome").hidden = !empty;
+  $("more").hidden = $("fresh").hidden = empty;
+  $("title").textContent = chat.title || "New chat";
+  document.title = chat.title ? `${chat.title} · nanochat` : "nanochat";
+  log.replaceChildren(...chat.messages.map((message, index) => turnOf(message, index)));
+  drawRunning(run);
+  drawList();
+}
+
+function turnOf(message, index) {
+  const isLast = index === chat.messages.length - 1;
+  const run = runs.get(chat.id);
+  const turn = message.role === "user" ? questionTurn(message, index, turnActs) : answerTurn(message, isLast ? run : undefined, isLast, turnActs);
+  const answer = message.role === "user" ? chat.messages[index + 1] : message;
+  turn.classList.toggle("unanswered", answer.parts.length === 0 && !(run && index >= chat.messages.length - 2));
   return turn;
+}
+
+const turnActs = {
+  followers: (index) => chat.messages.length - index - 1,
+  resend(index, text) {
+    chat.messages.length = index;
+    ask(text);
+  },
+  regenerate() {
+    if (runs.has(chat.id)) return;
+    chat.messages.pop();
+    answer(chat);
+  },
+};
+
+function drawRunning(run) {
+  $("send").hidden = Boolean(run);
+  $("stop").hidden = !run;
+  log.classList.toggle("busy", Boolean(run));
+  log.setAttribute("aria-busy", String(Boolean(run))); // a screen reader reads the whole answer, not each piece
+}
+
+function drawList() {
+  $("chats").replaceChildren(
+    ...store.newestFirst().map((one) => {
+      const button = textButton(one.title, () => show(one), runs.has(one.id) ? "running" : "");
+      if (one.id === chat.id) button.setAttribute("aria-current", "page");
+      return element("li", "", button);
+    }),
+  );
+}
+
+const isAtEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+
+function toEnd() {
+  scroll.scrollTop = scroll.scrollHeight;
 }
 
 // Keeps the newest line in view, unless the person has scrolled up to read.
 function follow(change) {
-  const atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+  const atEnd = isAtEnd();
   change();
-  if (atEnd) scroll.scrollTop = scroll.scrollHeight;
+  if (atEnd) toEnd();
+  $("latest").hidden = isAtEnd();
 }
 
-// Draws pieces into a turn and collects them as parts; pieces of one kind run together.
-function answerWriter(turn) {
-  const parts = [];
-  let card = null;
-  return {
-    parts,
-    add(type, text) {
-      const last = parts.at(-1);
-      const same = last && last.type === type;
-      if (same) last.text += text;
-      else parts.push({ type, text });
-      turn.classList.remove("waiting");
-      if (type === "text") {
-        // A card has its own margins: line breaks around it would only widen the gap.
-        const shown = same ? text : card ? text.replace(/^\n+/, "") : text;
-        if (turn.lastChild.nodeType === Node.TEXT_NODE) turn.lastChild.appendData(shown);
-        else turn.append(document.createTextNode(shown));
-        if (!same) card = null;
-        return;
-      }
-      if (!card || (type === "python" && !same)) {
-        card = element("span", "tool");
-        card.append(element("b", "", "Calculator"), element("code"));
-        turn.append(card);
-      }
-      let line = card.querySelector(type === "python" ? "code" : "output");
-      if (!line) card.append((line = element("output")));
-      line.append(text);
-    },
-  };
-}
-
-// Yields the objects of a stream of server-sent events; returns at [DONE], throws when the stream breaks off before.
-async function* serverEvents(response) {
-  const decoder = new TextDecoder();
-  const reader = response.body.getReader();
-  let buffer = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("the connection ended in the middle of the answer");
-    const lines = (buffer + decoder.decode(value, { stream: true })).split("\n\n");
-    buffer = lines.pop();
-    for (const line of lines) {
-      if (!line.startsWith("data: ")) continue;
-      if (line === "data: [DONE]") return;
-      yield JSON.parse(line.slice(6));
+// At most once a frame: pieces may come faster than a screen shows them.
+function redraw(run) {
+  run.frame ||= requestAnimationFrame(() => {
+    run.frame = 0;
+    if (run.chat === chat && runs.get(chat.id) === run) follow(() => updateAnswer(log.lastElementChild, run.message, run));
+    if (performance.now() - run.saved > SAVE_SECONDS * 1000) {
+      run.saved = performance.now();
+      store.save(run.chat);
     }
-  }
-}
-
-async function stream(signal, onPiece) {
-  let response;
-  try {
-    response = await fetch("chat/completions", {
-      method: "POST",
-      signal,
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ messages, stream: true }),
-    });
-  } catch (failure) {
-    if (failure.name === "AbortError") throw failure;
-    throw new Error("The server cannot be reached. Is it still running?");
-  }
-  if (!response.ok) {
-    const body = await response.json().catch(() => ({}));
-    throw new Error(body.error?.message ?? `The server answered with status ${response.status}.`);
-  }
-  let reason = "stop";
-  for await (const chunk of serverEvents(response)) {
-    if (chunk.error) throw new Error(chunk.error.message);
-    const { delta, finish_reason } = chunk.choices[0];
-    if (delta.content) onPiece("text", delta.content);
-    if (delta.tool) onPiece(delta.tool.type, delta.tool.text);
-    reason = finish_reason ?? reason;
-  }
-  return reason;
-}
-
-function setRunning(controller) {
-  running = controller;
-  send.hidden = Boolean(controller);
-  stop.hidden = !controller;
-  log.setAttribute("aria-busy", String(Boolean(controller))); // a screen reader reads the whole answer, not each piece
-}
-
-async function ask(text) {
-  log.querySelectorAll(".failed").forEach((old) => old.remove());
-  const asked = addTurn("user", text);
-  const turn = addTurn("assistant waiting");
-  scroll.scrollTop = scroll.scrollHeight;
-  messages.push({ role: "user", content: text });
-  const writer = answerWriter(turn);
-  const controller = new AbortController();
-  setRunning(controller);
-  status.textContent = "The answer is being written.";
-  let note = "";
-  let problem = "";
-  try {
-    const reason = await stream(controller.signal, (type, piece) => follow(() => writer.add(type, piece)));
-    if (reason === "length") note = "The answer was cut at its length limit.";
-  } catch (failure) {
-    if (failure.name === "AbortError") note = "Stopped.";
-    else problem = failure.message;
-  }
-  if (running !== controller) return; // a new chat was started meanwhile
-  turn.classList.remove("waiting");
-  const answered = writer.parts.length > 0 && !problem;
-  if (answered) messages.push({ role: "assistant", content: writer.parts });
-  else messages.pop(); // an unanswered question is no part of the conversation, and goes when the next one is asked
-  for (const shown of [asked, turn]) shown.classList.toggle("failed", !answered);
-  follow(() => {
-    if (note) turn.append(element("div", "note", note));
-    if (problem) turn.append(errorWithRetry(problem, text));
   });
-  status.textContent = problem ? "" : note || "The answer is complete.";
-  setRunning(null);
+}
+
+// --- asking
+
+function ask(text) {
+  if (chat.messages.at(-1)?.parts.length === 0) chat.messages.splice(-2); // a question without an answer makes way
+  chat.title ||= text.split("\n", 1)[0].slice(0, 120);
+  chat.messages.push({ role: "user", text });
+  answer(chat);
+}
+
+async function answer(asked) {
+  const body = { ...(model && { model: model.id }), messages: plainMessages(asked), ...asked.sampling };
+  const message = { role: "assistant", parts: [], end: "stopped", tokens: 0, seconds: 0 };
+  const run = { controller: new AbortController(), chat: asked, message, notice: "", retryNow: null, frame: 0, saved: performance.now() };
+  asked.messages.push(message);
+  asked.updated = Date.now();
+  runs.set(asked.id, run);
+  remembered("current", asked.id);
+  store.save(asked);
+  drawChat();
+  toEnd();
+  say("The answer is being written.");
+  try {
+    await receive(run, body);
+  } catch (failure) {
+    if (failure.name !== "AbortError") Object.assign(message, { end: "failed", problem: problemOf(failure) });
+    if (failure.status === 401) drawer.open("key");
+  }
+  runs.delete(asked.id);
+  if (run.forgotten) return;
+  asked.updated = Date.now();
+  store.save(asked);
+  if (asked !== chat) return drawList();
+  const focused = document.activeElement === document.body || document.activeElement === question || log.contains(document.activeElement);
+  follow(() => {
+    log.lastElementChild.previousElementSibling.replaceWith(turnOf(asked.messages.at(-2), asked.messages.length - 2));
+    log.lastElementChild.replaceWith(turnOf(message, asked.messages.length - 1));
+    drawRunning();
+  });
+  drawList();
+  if (focused) focusQuestion();
+  say({ stop: "The answer is complete.", length: "The answer was cut at its length limit.", stopped: "Stopped.", failed: "" }[message.end]);
+  if (!model && message.end === "stop") meetModel();
+}
+
+// Fills the run's message; tries again where a busy server says when.
+async function receive(run, body) {
+  const { message, controller } = run;
+  const slow = setTimeout(() => {
+    if (message.parts.length || run.notice) return;
+    run.notice = "Still waiting for the first word.";
+    say(run.notice);
+    redraw(run);
+  }, SLOW_SECONDS * 1000);
+  let first = 0;
+  const take = (type, text) => {
+    const last = message.parts.at(-1);
+    if (last?.type === type) last.text += text;
+    else message.parts.push({ type, text });
+    run.notice = "";
+    first ||= performance.now();
+    message.seconds = (performance.now() - first) / 1000;
+    redraw(run);
+  };
+  try {
+    for (let tries = 0; ; tries++) {
+      try {
+        const { reason, usage } = await streamAnswer(body, remembered("key"), controller.signal, take);
+        message.end = reason === "length" ? "length" : "stop";
+        message.tokens = usage?.completion_tokens ?? 0;
+        return;
+      } catch (failure) {
+        const wait = failure.retryAfter;
+        if (wait === undefined || wait > LONGEST_RETRY_SECONDS || tries >= MOST_RETRIES || message.parts.length) throw failure;
+        await countDown(run, failure.message, wait);
+      }
+    }
+  } finally {
+    clearTimeout(slow);
+    run.notice = "";
+  }
+}
+
+function countDown(run, message, seconds) {
+  say(`${message} Trying again in ${seconds} seconds.`);
+  const { signal } = run.controller;
+  return new Promise((resolve, reject) => {
+    const show = () => {
+      run.notice = `${message} Trying again in ${seconds} s.`;
+      redraw(run);
+    };
+    const tick = setInterval(() => (--seconds > 0 ? show() : leave(resolve)), 1000);
+    const aborted = () => leave(() => reject(signal.reason));
+    const leave = (settle) => {
+      clearInterval(tick);
+      signal.removeEventListener("abort", aborted);
+      Object.assign(run, { notice: "", retryNow: null });
+      redraw(run);
+      settle();
+    };
+    run.retryNow = () => leave(resolve);
+    signal.addEventListener("abort", aborted);
+    show();
+  });
+}
+
+function problemOf(failure) {
+  if (failure.status === 401) return "This server asks for a key: type it in the settings, then try again.";
+  if (!(failure instanceof Failure)) throw failure; // ours
+  if (failure.retryAfter > LONGEST_RETRY_SECONDS) return `${failure.message} It asks for ${Math.ceil(failure.retryAfter / 60)} minutes.`;
+  return failure.message;
+}
+
+function stop() {
+  runs.get(chat.id)?.controller.abort();
+}
+
+// --- conversations
+
+function show(other) {
+  drafts.set(chat.id, question.value);
+  chat = other;
+  remembered("current", chat.id);
+  question.value = drafts.get(chat.id) ?? "";
+  fitQuestion();
+  closeSide();
+  endRename();
+  drawChat();
+  toEnd();
+  $("latest").hidden = true;
   focusQuestion();
 }
 
-function errorWithRetry(problem, text) {
-  const box = element("div", "error", problem);
-  const again = element("button", "again", "Try again");
-  again.type = "button";
-  again.addEventListener("click", () => running || ask(text));
-  box.setAttribute("role", "alert");
-  box.append(again);
-  return box;
+function startNew() {
+  if (chat.messages.length) show(newChat(preferences));
+  else {
+    closeSide();
+    focusQuestion();
+  }
+  say("New chat.");
 }
+
+function forget(one) {
+  const run = runs.get(one.id);
+  if (run) {
+    run.forgotten = true;
+    run.controller.abort();
+    runs.delete(one.id);
+  }
+  store.forget(one.id);
+}
+
+function deleteChat() {
+  const gone = chat;
+  forget(gone);
+  show(newChat(preferences));
+  tell(`“${gone.title.slice(0, 40)}” is deleted.`, "Undo", () => {
+    store.save(gone);
+    show(gone);
+  });
+}
+
+function rename() {
+  $("title").hidden = true;
+  $("rename").hidden = false;
+  $("name").value = chat.title;
+  $("name").select();
+}
+
+function endRename() {
+  $("title").hidden = false;
+  $("rename").hidden = true;
+}
+
+function closeSide() {
+  if ($("side").matches(":popover-open")) $("side").hidePopover();
+}
+
+// --- the field, the keys, the start
 
 function focusQuestion() {
   if (matchMedia("(pointer: fine)").matches) question.focus(); // on a phone it would open the keyboard
@@ -167,38 +290,113 @@ function focusQuestion() {
 function fitQuestion() {
   question.style.height = "auto";
   question.style.height = `${question.scrollHeight + 2}px`;
-  send.disabled = !question.value.trim();
+  $("send").disabled = !question.value.trim();
 }
 
 function submit(text) {
-  if (running || !text.trim()) return;
+  if (runs.has(chat.id) || !text.trim()) return;
   question.value = "";
   fitQuestion();
   ask(text.trim());
 }
 
-composer.addEventListener("submit", (event) => {
+function editLast() {
+  const turns = log.querySelectorAll(".user");
+  if (turns.length && !runs.has(chat.id)) turns[turns.length - 1].querySelector("[aria-label^=Edit]").click();
+}
+
+async function meetModel() {
+  try {
+    model = await fetchModel(remembered("key"));
+    $("model").textContent = model.id;
+    $("model").className = "here";
+  } catch (failure) {
+    $("model").textContent = failure.status === 401 ? "This server asks for a key." : failure.message;
+    $("model").className = "";
+  }
+}
+
+function fold(folded) {
+  preferences.folded = folded;
+  store.savePreferences(preferences);
+  document.body.classList.toggle("folded", folded);
+  $("unfold").hidden = !folded;
+  $(folded ? "unfold" : "fold").focus();
+}
+
+const drawer = openDrawer(preferences, {
+  chat: () => chat,
+  model: () => model,
+  key: () => remembered("key"),
+  changed() {
+    store.savePreferences(preferences);
+    if (store.get(chat.id)) store.save(chat);
+  },
+  keyChanged(key) {
+    remembered("key", key);
+    meetModel();
+  },
+  forgetAll() {
+    store.newestFirst().forEach(forget);
+    show(newChat(preferences));
+    tell("All conversations are deleted.");
+  },
+});
+
+$("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   submit(question.value);
 });
 question.addEventListener("input", fitQuestion);
 question.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  if (event.key === "ArrowUp" && question.value === "") editLast();
+  else if (isSendKey(event)) submit(question.value);
+  else return;
   event.preventDefault();
-  submit(question.value);
 });
-stop.addEventListener("click", () => running?.abort());
-document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
-fresh.addEventListener("click", () => {
-  const controller = running;
-  setRunning(null);
-  controller?.abort();
-  messages = [];
-  log.replaceChildren();
-  status.textContent = "New chat.";
-  welcome.hidden = false;
-  fresh.hidden = true;
-  focusQuestion();
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !drawer.isOpen() && !document.querySelector(":popover-open")) stop();
 });
+scroll.addEventListener("scroll", () => ($("latest").hidden = isAtEnd()), { passive: true });
+$("latest").addEventListener("click", toEnd);
+$("stop").addEventListener("click", stop);
+$("new").addEventListener("click", startNew);
+$("fresh").addEventListener("click", startNew);
+$("settings").addEventListener("click", () => drawer.open());
+$("fold").addEventListener("click", () => fold(true));
+$("unfold").addEventListener("click", () => fold(false));
 $("ideas").addEventListener("click", (event) => event.target.matches("button") && submit(event.target.textContent));
+$("menu").addEventListener("click", ({ target }) => {
+  $("menu").hidePopover();
+  const acts = { rename, markdown: () => exportMarkdown(chat), json: () => exportJson(chat), delete: deleteChat };
+  acts[target.dataset.act]?.();
+});
+$("rename").addEventListener("submit", (event) => {
+  event.preventDefault();
+  chat.title = $("name").value.trim() || chat.title;
+  store.save(chat);
+  endRename();
+  drawChat();
+});
+$("rename").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  event.stopPropagation();
+  endRename();
+  $("more").focus();
+});
+window.addEventListener("storage", ({ key }) => {
+  const id = store.changedElsewhere(key);
+  if (id === chat.id && !runs.has(id) && chat.messages.length) {
+    chat = store.get(id) ?? newChat(preferences);
+    drawChat();
+  } else if (id) drawList();
+});
+window.addEventListener("pagehide", () => runs.forEach((run) => store.save(run.chat)));
+
+applyLook(preferences);
+document.body.classList.toggle("folded", preferences.folded === true);
+$("unfold").hidden = preferences.folded !== true;
+drawChat();
+toEnd();
 focusQuestion();
+meetModel();
