@@ -149,12 +149,23 @@ class MuonAdamW:
             "scalar": self.rates.scalar_lr,
         }
         rate = rates[share.role] * lr_multiplier
-        first = share.state["exp_avg"].lerp_(gradient, 1 - beta1)
-        second = share.state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        denominator = (second / (1 - beta2**self.steps)).sqrt_().add_(self.rates.adam_eps)
-        if share.role != "scalar":
-            decay_(weights, first, rate * self.rates.adam_weight_decay * decay_multiplier, cautious=False)
-        weights.addcdiv_(first, denominator, value=-rate / (1 - beta1**self.steps))
+        decay = 0.0 if share.role == "scalar" else self.rates.adam_weight_decay * decay_multiplier
+        state = share.state
+        torch._fused_adamw_(  # what torch.optim.AdamW(fused=True) calls: one pass instead of seven
+            [weights],
+            [gradient],
+            [state["exp_avg"]],
+            [state["exp_avg_sq"]],
+            [],
+            [torch.tensor(float(self.steps), device=weights.device)],
+            lr=rate,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=decay,
+            eps=self.rates.adam_eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Whole tensors on the CPU, by parameter name. Every rank must call it."""
