@@ -1,6 +1,7 @@
 """The oracle: lesson 1's sentences again, now by the product's trainer (rustbpe) and tiktoken's encoder."""
 
 from collections import Counter
+from itertools import pairwise
 from pydoc_data.topics import topics
 
 import pytest
@@ -65,7 +66,7 @@ def as_lines(words: Counter[str]) -> str:
 def test_count_pairs_counts_neighbours() -> None:
     for text in TEXTS:
         ids = text.encode()
-        counts = Counter(zip(ids, ids[1:], strict=False))
+        counts = Counter(pairwise(ids))
         expected = "".join(f"{left},{right} {count}\n" for (left, right), count in sorted(counts.items()))
         assert mine.run("pairs", stdin=text) == expected, f"the pairs of {text!r} are\n{expected}"
 
@@ -111,7 +112,7 @@ def test_encode_gives_the_ids_of_tiktoken(text: str) -> None:
 def test_decode_gives_the_bytes_back() -> None:
     merges = as_arguments([(97, 98), (256, 99)])
     found = mine.run("decode", "257", "256", "240", "/", *merges).strip()
-    expected = f"ok {list(b'abcab') + [240]}"
+    expected = f"ok {[*b'abcab', 240]}"
     assert found == expected, f"ids 257 256 240 with the merges {merges} gave {found!r}, and should give {expected!r}"
 
 
