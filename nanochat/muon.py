@@ -72,10 +72,11 @@ def even_out_(updates: torch.Tensor, squares: torch.Tensor, beta2: float) -> tor
     no correction for its start at zero.
     """
     axis = -1 if squares.size(-1) == 1 else -2
-    before = torch.linalg.matrix_norm(updates, keepdim=True)
-    squares.lerp_(updates.square().mean(axis, keepdim=True), 1 - beta2)
-    updates.div_(squares.sqrt().add_(1e-10))
-    return updates.mul_(before / torch.linalg.matrix_norm(updates, keepdim=True).add_(1e-10))
+    lengths = torch.linalg.vector_norm(updates, dim=axis, keepdim=True)  # of the vectors: as `squares`
+    squares.lerp_(lengths.square() / updates.size(axis), 1 - beta2)
+    factors = squares.sqrt().add_(1e-10).reciprocal_()
+    before, after = (torch.linalg.matrix_norm(x, keepdim=True) for x in (lengths, lengths * factors))
+    return updates.mul_(factors.mul_(before / after.add_(1e-10)))
 
 
 def decay_(weights: torch.Tensor, updates: torch.Tensor, factor: float, cautious: bool) -> None:
