@@ -27,17 +27,6 @@ def rotate(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return torch.cat((first * cosine + second * sine, second * cosine - first * sine), dim=-1)
 
 
-def doubled(table: torch.Tensor) -> torch.Tensor:
-    """A table (2, ..., D/2) for `rotate_short`: (2, ..., D), the sine of the second half negative."""
-    cosine, sine = table
-    return torch.stack((torch.cat((cosine, cosine), dim=-1), torch.cat((sine, -sine), dim=-1)))
-
-
-def rotate_short(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The rotation of x (..., D) in as few operations as there are, by a doubled table."""
-    return torch.addcmul(x * table[0], x.roll(x.size(-1) // 2, dims=-1), table[1])
-
-
 def window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor:
     """Which of T tokens each may see, (T, T): itself and the `window` - 1 before it."""
     back = torch.arange(tokens, device=device).unsqueeze(1) - torch.arange(tokens, device=device)

@@ -31,12 +31,7 @@ def chunked_cross_entropy(
 
 def capped_logits(x: torch.Tensor, head: torch.Tensor, softcap: float | None) -> torch.Tensor:
     """Logits (N, V) in float32, squeezed into (-softcap, softcap) when there is a cap."""
-    return cap(x @ head.to(x.dtype).mT, softcap)
-
-
-def cap(raw: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Raw logits in float32, squeezed into (-softcap, softcap) when there is a cap; in place if it can."""
-    logits = raw.float()
+    logits = (x @ head.to(x.dtype).mT).float()
     if softcap is None:
         return logits
     if logits.requires_grad:

@@ -19,6 +19,7 @@ import torch
 
 from nanochat.calculator import use_calculator
 from nanochat.command import UserError
+from nanochat.decoder import Decoder
 from nanochat.gpt import GPT
 from nanochat.hardware import available_memory_bytes
 from nanochat.kv_cache import Chunk, KVCache, Reading
@@ -68,6 +69,7 @@ class Engine:
         prefill_tokens: int = 512,
     ):
         self.model, self.tokenizer = model, tokenizer
+        self._decoder = Decoder(model) if isinstance(model, GPT) else model
         self.context_len = model.config.sequence_len
         self.marks = Marks(tokenizer)
         nameless = range(tokenizer.get_vocab_size(), model.config.vocab_size)
@@ -305,12 +307,12 @@ class Engine:
                 before = row.tokens[chunk.start - 1] if chunk.start else -1
                 previous += [before, *row.tokens[chunk.start : chunk.start + chunk.tokens - 1]]
         reading = Reading(self._scheduler.cache, lengths, [chunk for _, chunk in chunks], previous)
-        return self.model.hidden(torch.tensor([ids], device=self.model.device), reading)[0]
+        return self._decoder.hidden(torch.tensor(ids, device=self.model.device), reading)
 
     def _extend(self, hidden: torch.Tensor) -> list[Update]:
         """Give every row that decodes its next id, from the model's output (rows, C)."""
         rows, softcap = self._scheduler.rows, self.model.config.logit_softcap
-        raw = self.model.raw_logits(hidden)
+        raw = self._decoder.raw_logits(hidden)
         asked = [place for place, row in enumerate(rows) if row.params.logprobs is not None]
         apart = raw[torch.tensor(asked, device=raw.device)] if asked else None
         if self._sampler is None or self._sampler[0] != rows:
@@ -381,7 +383,7 @@ class Engine:
         last = min(chunk.start + chunk.tokens, row.prompt_tokens - 1)
         for start in range(chunk.start, last, LOGPROB_TOKENS):
             end = min(start + LOGPROB_TOKENS, last)
-            raw = self.model.raw_logits(hidden[start - chunk.start : end - chunk.start])
+            raw = self._decoder.raw_logits(hidden[start - chunk.start : end - chunk.start])
             ids = row.tokens[start + 1 : end + 1]
             tops = [row.params.prompt_logprobs or 0] * len(ids)
             found = logprobs_of(raw, ids, tops, self.model.config.logit_softcap)

@@ -15,10 +15,9 @@ from torch import nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from nanochat.attention import attend, doubled, rotary_table, rotate, rotate_short, window_mask
-from nanochat.chunked_loss import cap, capped_logits, chunked_cross_entropy
+from nanochat.attention import attend, rotary_table, rotate, window_mask
+from nanochat.chunked_loss import capped_logits, chunked_cross_entropy
 from nanochat.gpt_config import GPTConfig
-from nanochat.kv_cache import Reading
 from nanochat.tricks import Tricks
 
 Role = Literal["matrix", "embedding", "unembedding", "scalar"]
@@ -39,18 +38,8 @@ class Linear(nn.Module):
 
 def rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
     """x over the root of its mean square along the last axis, without weights (arXiv:1910.07467), in float32."""
-    if torch.is_inference_mode_enabled():
-        return _short_rms_norm(x, eps)
     normed: torch.Tensor = _RMSNorm.apply(x, eps)
     return normed
-
-
-def _short_rms_norm(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """The same in as few operations as there are: a step of one token is as long as their number."""
-    if x.device.type == "cuda":
-        return F.rms_norm(x, x.shape[-1:], eps=eps)
-    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return (x * scale.square_().mul_(1 / x.size(-1)).add_(eps).rsqrt_()).to(x.dtype)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -90,39 +79,29 @@ class Attention(nn.Module):
         self,
         x: torch.Tensor,
         rotary: torch.Tensor,
-        cache: Reading | None,
         layer: int,
         more_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, T, C) to (B, T, C). `more_values` (B, T, H_kv x D) are added to the values."""
-        if cache is not None:
-            return self._read(x, rotary, cache, layer, more_values)
         rows, tokens, _ = x.shape
         window = self.windows[layer]
-        q = self.c_q(x).view(rows, tokens, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
-        k = self.c_k(x).view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
-        v = self.c_v(x) if more_values is None else self.c_v(x) + more_values.to(x.dtype)
+        q, k, v = self._project(x)
+        q = q.view(rows, tokens, self.n_head, self.head_dim).transpose(1, 2)  # (B, H, T, D)
+        k = k.view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
+        v = v if more_values is None else v + more_values.to(x.dtype)
         v = v.view(rows, tokens, self.n_kv_head, self.head_dim).transpose(1, 2)
         q, k = rms_norm(rotate(q, rotary), self.eps), rms_norm(rotate(k, rotary), self.eps)
         narrow = None if window is None or tokens <= window else window_mask(tokens, window, x.device)
         y = attend(q, k, v, narrow, causal=narrow is None)
         return self.c_proj(y.transpose(1, 2).reshape(rows, tokens, -1))
 
-    def _read(
-        self, x: torch.Tensor, rotary: torch.Tensor, cache: Reading, layer: int, more_values: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The same for the new tokens (1, N, C) of many sequences, which see what the cache holds of their own."""
-        if self.c_qkv is not None:
-            made = self.c_qkv(x)
-        else:
-            made = torch.cat((self.c_q(x), self.c_k(x), self.c_v(x)), dim=-1)
-        heads = made.view(x.size(1), -1, self.head_dim)  # (N, H + 2 H_kv, D)
-        rotated = rotate_short(heads[:, : self.n_head + self.n_kv_head].float(), rotary)
-        q, k = rms_norm(rotated, self.eps).to(x.dtype).split((self.n_head, self.n_kv_head), dim=1)
-        v = heads[:, self.n_head + self.n_kv_head :]
-        if more_values is not None:
-            v = v + more_values.to(x.dtype).view_as(v)
-        return self.c_proj(cache.attend(layer, q, k, v).unsqueeze(0))
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (..., H x D), keys and values (..., H_kv x D) of x (..., C)."""
+        if self.c_qkv is None:
+            return self.c_q(x), self.c_k(x), self.c_v(x)
+        shared = self.n_kv_head * self.head_dim
+        q, k, v = self.c_qkv(x).split((self.n_head * self.head_dim, shared, shared), dim=-1)
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -154,12 +133,11 @@ class Block(nn.Module):
         self,
         x: torch.Tensor,
         rotary: torch.Tensor,
-        cache: Reading | None,
         layer: int,
         more_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """(B, T, C) to (B, T, C)."""
-        x = x + self.attn(rms_norm(x, self.eps), rotary, cache, layer, more_values)
+        x = x + self.attn(rms_norm(x, self.eps), rotary, layer, more_values)
         return x + self.mlp(rms_norm(x, self.eps))
 
 
@@ -191,7 +169,7 @@ class GPT(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.lm_head.weight.device
+        return self.rotary.device
 
     @torch.no_grad()
     def init_weights(self, seed: int = 42) -> None:
@@ -228,55 +206,34 @@ class GPT(nn.Module):
         self.dtype = dtype
         return self
 
-    def hidden(self, idx: torch.Tensor, cache: Reading | None = None) -> torch.Tensor:
-        """Ids (B, T) to the last layer's normalised output (B, T, C).
-
-        With a cache, ids (1, N) are the new tokens of many sequences, which see what it holds of their own.
-        """
-        if cache is None:
-            limit, tokens = self.config.sequence_len, idx.size(1)
-            assert tokens <= limit, f"{tokens} tokens do not fit the context of {limit}"
-            rotary = self.rotary[:, :tokens]  # (2, T, D/2)
-        else:
-            rotary = doubled(self.rotary[:, cache.positions]).unsqueeze(2)  # (2, N, 1, D)
-        x = middle = start = self._embed(idx, cache)
-        again = self.activation_checkpointing and cache is None and torch.is_grad_enabled()
+    def hidden(self, idx: torch.Tensor) -> torch.Tensor:
+        """Ids (B, T) to the last layer's normalised output (B, T, C)."""
+        limit, tokens = self.config.sequence_len, idx.size(1)
+        assert tokens <= limit, f"{tokens} tokens do not fit the context of {limit}"
+        rotary = self.rotary[:, :tokens]  # (2, T, D/2)
+        x = middle = start = self._embed(idx)
+        again = self.activation_checkpointing and torch.is_grad_enabled()
         for layer, block in enumerate(self.transformer.h):
             if layer == self.tricks.middle:
                 middle = x
             x, values = self.tricks.enter(x, start, layer), self.tricks.values(idx, layer)
             if again:
-                x = checkpoint(block, x, rotary, None, layer, values, use_reentrant=False, preserve_rng_state=False)
+                x = checkpoint(block, x, rotary, layer, values, use_reentrant=False, preserve_rng_state=False)
             else:
-                x = block(x, rotary, cache, layer, values)
+                x = block(x, rotary, layer, values)
         return rms_norm(self.tricks.leave(x, middle), self.config.norm_eps)
 
-    def _embed(self, idx: torch.Tensor, cache: Reading | None) -> torch.Tensor:
+    def _embed(self, idx: torch.Tensor) -> torch.Tensor:
         """Ids (B, T) to the start of the stream (B, T, C)."""
-        x = self._embedded(idx)
+        x = rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
         if not self.config.looks_back:
             return x
-        if cache is None:
-            previous = F.pad(idx[:, :-1], (1, 0), value=-1)
-            return self.tricks.embed(x, F.pad(x[:, :-1], (0, 0, 1, 0)), idx, previous)
-        assert cache.previous is not None, "this model has to be told the ids before"
-        previous = cache.previous.unsqueeze(0)
-        before = self._embedded(previous.clamp_min(0)) * (previous >= 0).unsqueeze(-1)
-        return self.tricks.embed(x, before, idx, previous)
-
-    def _embedded(self, idx: torch.Tensor) -> torch.Tensor:
-        return rms_norm(self.transformer.wte(idx).to(self.dtype), self.config.norm_eps)
+        previous = F.pad(idx[:, :-1], (1, 0), value=-1)
+        return self.tricks.embed(x, F.pad(x[:, :-1], (0, 0, 1, 0)), idx, previous)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., V) in float32."""
-        if torch.is_grad_enabled():
-            return capped_logits(hidden, self.lm_head.weight, self.config.logit_softcap)
-        return cap(self.raw_logits(hidden), self.config.logit_softcap)
-
-    def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., C) to (..., V) in any format, before they are squeezed, which leaves their order as it is."""
-        raw: torch.Tensor = self.lm_head(hidden)
-        return raw
+        return capped_logits(hidden, self.lm_head.weight, self.config.logit_softcap)
 
     def forward(
         self, idx: torch.Tensor, targets: torch.Tensor | None = None, weights: torch.Tensor | None = None

@@ -13,7 +13,6 @@ from nanochat import dataset
 from nanochat.checkpoint_files import Meta
 from nanochat.dataloader import DocumentLoader, one_epoch
 from nanochat.gpt import GPT, IGNORED_TARGET
-from nanochat.kv_cache import Reading
 from nanochat.log import progress
 from nanochat.loss_eval import LossResult, evaluate_loss
 from nanochat.optim import MuonAdamW, Rates
@@ -38,8 +37,8 @@ def compiled(model: GPT, mode: CompileMode, plan: TrainPlan, runtime: Runtime) -
         plain, fast = model.hidden, torch.compile(model.hidden, dynamic=False)
         shape = (plan.device_batch_size, plan.sequence_len)
 
-        def hidden(idx: torch.Tensor, cache: Reading | None = None) -> torch.Tensor:
-            return fast(idx) if cache is None and idx.shape == shape else plain(idx, cache)
+        def hidden(idx: torch.Tensor) -> torch.Tensor:
+            return fast(idx) if idx.shape == shape else plain(idx)
 
         model.hidden = hidden  # type: ignore[method-assign]
     return model

@@ -8,7 +8,6 @@ from tiny import random_model
 
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
-from nanochat.kv_cache import Chunk, KVCache, Reading
 
 IDS = torch.randint(0, 97, (2, 65), generator=torch.Generator().manual_seed(0))
 
@@ -72,5 +71,3 @@ def test_sampling_and_measuring_do_not_compute_twice(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("nanochat.gpt.checkpoint", None)  # calling it would fail
     with torch.no_grad():
         model(IDS[:, :-1])
-        cache = KVCache(model.config, model.device, model.dtype)
-        model.hidden(IDS[:1, :-1], Reading(cache, chunks=[Chunk(0, 0, IDS.size(1) - 1)]))

@@ -131,7 +131,7 @@ def test_every_parameter_is_initialised_blocks_start_as_identity_and_the_loss_is
     idx = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(4))
     assert model(idx[:, :-1], idx[:, 1:]).item() == pytest.approx(math.log(97), rel=0.01)
     stream = torch.randn(1, 5, 64)
-    assert torch.equal(model.transformer.h[0](stream, model.rotary[:, :5], None, 0), stream)
+    assert torch.equal(model.transformer.h[0](stream, model.rotary[:, :5], 0), stream)
 
 
 def test_a_token_never_sees_the_future() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import random_model
 
+from nanochat.decoder import Decoder
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
 from nanochat.kv_cache import Chunk, KVCache, Reading
@@ -29,7 +30,7 @@ def cache_of(slots: int = 1, capacity: int = 8, **given: int) -> KVCache:
 def read(model: GPT, cache: KVCache, slot: int, text: torch.Tensor, start: int = 0) -> torch.Tensor:
     """The output (T, C) for text[start:], whose beginning the slot holds."""
     chunk = Chunk(slot, start, len(text) - start)
-    return model.hidden(text[None, start:], Reading(cache, (), [chunk]))[0]
+    return Decoder(model).hidden(text[start:], Reading(cache, (), [chunk]))
 
 
 @torch.no_grad()
@@ -45,7 +46,7 @@ def test_several_prompts_are_read_in_one_pass_while_rows_decode(model: GPT) -> N
         read(model, cache, slot, idx[slot, :length])
     chunks = [Chunk(2, 0, 7), Chunk(3, 0, 1), Chunk(4, 0, 12)]
     parts = [idx[0, 9:10], idx[1, 2:3], idx[2, :7], idx[3, :1], idx[4, :12]]
-    made = model.hidden(torch.cat(parts)[None], Reading(cache, [9, 2], chunks))[0]
+    made = Decoder(model).hidden(torch.cat(parts), Reading(cache, [9, 2], chunks))
     ends = [10, 3, 7, 1, 12]
     for row, part in enumerate(made.split([len(part) for part in parts])):
         assert close(model, part, idx[row, : ends[row]])

@@ -12,7 +12,6 @@ from tiny import CPU, random_model
 from nanochat.attention import rotate, window_mask
 from nanochat.gpt import GPT, rms_norm
 from nanochat.gpt_config import ARCHITECTURES, GPTConfig
-from nanochat.kv_cache import Chunk, KVCache, Reading
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.tricks import bigram_rows
 
@@ -81,47 +80,6 @@ def test_they_are_counted_have_a_role_and_learn(config: GPTConfig) -> None:
         assert (roles[name] == "matrix") == (parameter.dim() == 2 and "wte" not in name and "lm_head" not in name
                                              and "tricks" not in name)  # fmt: skip
     MuonAdamW(dict(model.named_parameters()), roles, Rates(), CPU).step()
-
-
-def previous_of(row: torch.Tensor, start: int, tokens: int) -> list[int]:
-    """The ids before each of some tokens of a row."""
-    return [int(row[at - 1]) if at else -1 for at in range(start, start + tokens)]
-
-
-@torch.no_grad()
-def test_reading_in_chunks_gives_what_a_forward_pass_without_a_cache_gives(config: GPTConfig) -> None:
-    model, row = random_model(config), ids(1, 60)
-    cache, made, start = KVCache(config, torch.device("cpu"), torch.float32), [], 0
-    for part in row.split([7, 1, 12, 1, 1, 30, 8], dim=1):
-        reading = Reading(cache, (), [Chunk(0, start, part.size(1))], previous_of(row[0], start, part.size(1)))
-        made.append(model.hidden(part, reading))
-        start += part.size(1)
-    torch.testing.assert_close(torch.cat(made, dim=1), model.hidden(row), atol=1e-5, rtol=0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("padding_keys", [0, 256])
-def test_rows_of_different_lengths_decode_while_another_prompt_is_read(
-    config: GPTConfig, padding_keys: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nanochat.kv_cache.PADDING_KEYS", padding_keys)  # attended to one by one, and together
-    model, idx, lengths = random_model(config), ids(4, 60), [3, 21, 1]
-    cache = KVCache(config, torch.device("cpu"), torch.float32)
-    chunks = [Chunk(slot, 0, length) for slot, length in enumerate(lengths)]
-    before = [p for slot, length in enumerate(lengths) for p in previous_of(idx[slot], 0, length)]
-    model.hidden(
-        torch.cat([idx[n, :length] for n, length in enumerate(lengths)])[None], Reading(cache, (), chunks, before)
-    )
-    for new in range(15):
-        at = [length + new for length in lengths]
-        chunk = idx[3, 3 * new : 3 * new + 3]
-        before = [int(idx[n, place - 1]) for n, place in enumerate(at)] + previous_of(idx[3], 3 * new, 3)
-        reading = Reading(cache, at, [Chunk(3, 3 * new, 3)], before)
-        made = model.hidden(torch.cat([idx[range(3), at], chunk])[None], reading)[0]
-        for row, place in enumerate(at):
-            expected = model.hidden(idx[row : row + 1, : place + 1])[0, -1]
-            torch.testing.assert_close(made[row], expected, atol=1e-5, rtol=0)
-        torch.testing.assert_close(made[3:], model.hidden(idx[3:, : 3 * new + 3])[0, -3:], atol=1e-5, rtol=0)
 
 
 def test_a_token_never_sees_the_future(config: GPTConfig) -> None:

@@ -71,7 +71,7 @@ class Reciter:
         return []
 
     def hidden(self, idx: torch.Tensor, cache: Reading) -> torch.Tensor:
-        """(1, N, 2): each token's script, and how many ids have come behind the prompt."""
+        """(N, 2): each token's script, and how many ids have come behind the prompt."""
         self.fed += idx.numel()
         new = idx.view(-1, 1, 1).expand(-1, 1, 2).float()
         cache.attend(0, new, new, new)
@@ -82,7 +82,7 @@ class Reciter:
             seen = store[slot][: position + 1]
             prompt = next((n for n, token in enumerate(seen) if token != seen[0]), len(seen))
             made.append([float(seen[0]), float(len(seen) - prompt)])
-        return torch.tensor([made])
+        return torch.tensor(made)
 
     def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., 2) to (..., V)."""

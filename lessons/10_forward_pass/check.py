@@ -102,9 +102,9 @@ def test_a_layers_parts_are_the_products() -> None:
     model, x = product(), normal(B, T, C, seed=5)
     weights = dict(model.named_parameters())
     for layer, expected in enumerate(model.transformer.h):
-        same(mine.attention(weights, layer, x, H), expected.attn(x, model.rotary, None, layer), f"attention {layer}")
+        same(mine.attention(weights, layer, x, H), expected.attn(x, model.rotary, layer), f"attention {layer}")
         same(mine.mlp(weights, layer, x), expected.mlp(x), f"mlp {layer}")
-        same(mine.block(weights, layer, x, H), expected(x, model.rotary, None, layer), f"block {layer}")
+        same(mine.block(weights, layer, x, H), expected(x, model.rotary, layer), f"block {layer}")
 
 
 def test_logits_are_capped() -> None:
