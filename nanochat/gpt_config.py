@@ -12,6 +12,9 @@ from nanochat.command import UserError
 SMEAR_CHANNELS = 24
 """Channels of a token's embedding that decide how much of the previous one it takes."""
 
+Weights = Literal["float32", "bfloat16", "int8", "int4"]
+"""How the matrices of a model may be held for inference; see `quantize`."""
+
 ARCHITECTURES: dict[str, dict[str, object]] = {
     "default": {},
     "portable": {"mlp": "swiglu", "logit_softcap": None},
