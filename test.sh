@@ -4,6 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")"
 source dev/setup.sh
 nanochat_setup
+nanochat_install_clients
 nanochat_find_rust
 
 # the page is tested in a real browser, which Debian and Ubuntu have as a package

@@ -122,6 +122,17 @@ nanochat_install_torch() {
     uv pip install "torch==$TORCH_VERSION"
 }
 
+# The clients of other people that the server is tested with; not for quickstart.sh.
+nanochat_install_clients() {
+    local stamp
+    stamp="$(nanochat_hash requirements-clients.txt)"
+    if ! nanochat_is_done clients "$stamp"; then
+        echo "set-up: packages of requirements-clients.txt"
+        uv pip install --require-hashes -r requirements-clients.txt
+        nanochat_done clients "$stamp"
+    fi
+}
+
 nanochat_setup() {
     local stamp
     nanochat_make_venv

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TextIO
 
@@ -19,8 +19,8 @@ from tyro.conf import arg
 from nanochat import command
 from nanochat.command import UserError
 from nanochat.conversation import Conversation, Message, Part
-from nanochat.serving.pool import Piece, StreamingEngine
 from nanochat.serving.protocol import Defaults
+from nanochat.transcript import Piece
 
 HELP = """/clear  start a new chat
 /help   this text
@@ -108,6 +108,21 @@ class Tokenizer(Protocol):
 
     def render_for_completion(self, conversation: Conversation) -> list[int]:
         """The ids of the conversation up to where the assistant speaks."""
+        ...
+
+
+class StreamingEngine(Protocol):
+    """The part of `nanochat.engine.Engine` that a chat needs."""
+
+    @property
+    def context_len(self) -> int:
+        """Most tokens that prompt and answer may have together."""
+        ...
+
+    def stream(
+        self, prompt: list[int], /, *, max_tokens: int, temperature: float, top_k: int | None, seed: int
+    ) -> Iterator[Piece]:
+        """Generate the answer to `prompt`, piece by piece; closing the iterator ends the generation."""
         ...
 
 

@@ -4,13 +4,16 @@
     python -m scripts.chat_web --num-gpus 4 --host 0.0.0.0 --port 8000
 
 The address that it prints shows the page; /v1/chat/completions answers clients. Without -i it takes sft, else mid.
+NANOCHAT_API_KEY in the environment is an --api_key that no list of processes shows.
 """
 
+import asyncio
 import errno
 import os
 import socket
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
 
 from tyro.conf import arg
 
@@ -18,32 +21,47 @@ from nanochat import command
 from nanochat.command import UserError
 from nanochat.serving.protocol import Defaults, Limits
 
-if TYPE_CHECKING:
-    from nanochat.runtime import Runtime
-
 
 @dataclass(frozen=True)
 class Config:
     """Flags."""
 
-    source: Annotated[Literal["mid", "sft", "rl"] | None, arg(aliases=["-i"])] = None
-    """The stage to load."""
+    source: Annotated[Literal["base", "mid", "sft", "rl"] | None, arg(aliases=["-i"])] = None
+    """The stage to load; base answers completions only."""
     model_tag: Annotated[str | None, arg(aliases=["-g"])] = None
     """The model's tag, for example d4; the newest when not given."""
     step: Annotated[int | None, arg(aliases=["-s"])] = None
     """The step; the last one when not given."""
     num_gpus: Annotated[int, arg(aliases=["-n"])] = 1
-    """How many GPUs serve, each with an engine of its own; 1 on CPU."""
+    """How many GPUs serve, each by processes of its own."""
+    num_workers: Annotated[int, arg(aliases=["-w"])] = 1
+    """Processes on each device, each with a model of its own; on a CPU they share the cores."""
     host: str = "127.0.0.1"
     """The address to listen on; 0.0.0.0 lets other machines in."""
     port: Annotated[int, arg(aliases=["-p"])] = 8000
     """The port to listen on."""
+    api_key: str | None = None
+    """Ask clients for this key (Authorization: Bearer)."""
+    allow_origins: tuple[str, ...] = ()
+    """Web sites whose pages may call this server (CORS), for example https://example.org; * is any."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses of proxies whose X-Forwarded-For tells the client's address."""
     temperature: Annotated[float, arg(aliases=["-t"])] = Defaults.temperature
     """Sampling temperature where a request does not say."""
     top_k: Annotated[int, arg(aliases=["-k"])] = Defaults.top_k or 0
     """Sample from this many likeliest tokens where a request does not say; 0 takes all."""
     max_tokens: Annotated[int, arg(aliases=["-m"])] = Defaults.max_tokens
     """Length of an answer where a request does not say."""
+    max_rows: int = 64
+    """Answers that a worker writes together."""
+    max_waiting: int = 256
+    """Prompts that may wait for a worker; more are refused."""
+    limits: Limits = field(default_factory=Limits)
+    """What a request and a client may ask for."""
+    drain_seconds: float = 30.0
+    """How long answers under way may go on after SIGTERM or Ctrl-C."""
+    log_conversations: Path | None = None
+    """Keep every request and answer in this file, a line of JSON each."""
     device_type: Literal["", "cuda", "mps", "cpu"] = ""
     """Where to compute; by itself it takes cuda, else mps, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -53,39 +71,58 @@ class Config:
 
 
 def main(config: Config) -> None:
-    """Take the port, load one model per device, serve until Ctrl-C."""
+    """Take the port, load one model per worker, serve until a signal."""
     check(config)
     if config.dry_run:
         what = config.source or "sft, else mid"
-        print(
-            f"would serve the {what} checkpoint at {address(config.host, config.port)} by {config.num_gpus} engine(s)"
-        )
+        workers = config.num_gpus * config.num_workers
+        print(f"would serve the {what} checkpoint at {address(config.host, config.port)} by {workers} worker(s)")
         return
     with take_port(config.host, config.port) as listening:
-        import uvicorn
+        asyncio.run(serve(config, listening))
 
-        from nanochat.checkpoint_manager import load_model
-        from nanochat.engine import Engine
-        from nanochat.runtime import Runtime
-        from nanochat.serving.app import create_app
-        from nanochat.serving.pool import Pool
 
-        stage = config.source or choose_stage()
-        with Runtime.start(device_type=config.device_type, dtype=config.dtype) as runtime:
-            loaded = [
-                load_model(stage, one, config.model_tag, config.step) for one in devices(runtime, config.num_gpus)
-            ]
-            _, tokenizer, meta = loaded[0]
-            app = create_app(
-                Pool([Engine(model, its_tokenizer) for model, its_tokenizer, _ in loaded]),
-                tokenizer,
-                name=f"nanochat-{meta['tag']}-{stage}",
-                defaults=Defaults(config.temperature, config.top_k or None, config.max_tokens),
-            )
-            print(f"serving {stage} {meta['tag']}, step {meta['step']}, on {len(loaded)} x {runtime.device_name}")
-            print(f"chat at {address(config.host, config.port)}  (Ctrl-C ends)", flush=True)
-            server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
-            server.run(sockets=[listening])
+async def serve(config: Config, listening: socket.socket) -> None:
+    """Start the workers, then the front, and end them in turn."""
+    from nanochat.serving.app import create_app
+    from nanochat.serving.journal import Journal
+    from nanochat.serving.load import Load
+    from nanochat.serving.pool import Pool
+    from nanochat.serving.server import Server
+    from nanochat.serving.worker import start_process
+    from nanochat.tokenizer import get_tokenizer
+
+    workers = config.num_gpus * config.num_workers
+    load = Load(
+        config.source, config.model_tag, config.step, config.device_type, config.dtype, config.max_rows,
+        config.num_gpus, workers,
+    )  # fmt: skip
+    journal = Journal(config.log_conversations) if config.log_conversations else None
+    pool = Pool(
+        lambda index, pinned, far_end: start_process(load.of(index, pinned), far_end), workers, config.max_waiting
+    )
+    try:
+        await pool.start()
+        facts = pool.facts
+        app = create_app(
+            pool,
+            get_tokenizer(),
+            name=f"nanochat-{facts['tag']}-{facts['stage']}",
+            chats=bool(facts["chats"]),
+            defaults=Defaults(config.temperature, config.top_k or None, max_tokens=config.max_tokens),
+            limits=config.limits,
+            api_key=config.api_key or os.environ.get("NANOCHAT_API_KEY") or None,
+            allow_origins=config.allow_origins,
+            journal=journal,
+        )
+        print(f"serving {facts['stage']} {facts['tag']}, step {facts['step']}, on {workers} x {facts['device']}")
+        print(f"chat at {address(config.host, config.port)}  (Ctrl-C ends)", flush=True)
+        server = Server(app, pool, config.limits.body_seconds, config.drain_seconds, list(config.trusted_proxies))
+        await server.serve([listening])
+    finally:
+        await pool.close()
+        if journal is not None:
+            journal.close()
 
 
 def check(config: Config) -> None:
@@ -94,12 +131,18 @@ def check(config: Config) -> None:
         raise UserError(f"--temperature must be between 0 and 2, got {config.temperature}")
     if config.top_k < 0:
         raise UserError(f"--top_k must be at least 0 (0 takes all tokens), got {config.top_k}")
-    if not 1 <= config.max_tokens <= Limits.max_tokens:
-        raise UserError(f"--max_tokens must be between 1 and {Limits.max_tokens}, got {config.max_tokens}")
+    if not 1 <= config.max_tokens <= config.limits.max_tokens:
+        raise UserError(f"--max_tokens must be between 1 and {config.limits.max_tokens}, got {config.max_tokens}")
     if not 1 <= config.port <= 65535:
         raise UserError(f"--port must be between 1 and 65535, got {config.port}")
-    if config.num_gpus < 1:
-        raise UserError(f"--num-gpus must be at least 1, got {config.num_gpus}")
+    for name, least in (("num_gpus", 1), ("num_workers", 1), ("max_rows", 1), ("max_waiting", 0), ("drain_seconds", 0)):
+        if getattr(config, name) < least:
+            flag = name.replace("_", "-") if name.startswith("num") else name
+            raise UserError(f"--{flag} must be at least {least}, got {getattr(config, name)}")
+    for name, value in vars(config.limits).items():
+        least = 0 if name in ("requests_per_minute", "requests_at_once") else 1
+        if value < least:
+            raise UserError(f"--limits.{name} must be at least {least}, got {value}")
 
 
 def take_port(host: str, port: int) -> socket.socket:
@@ -113,7 +156,7 @@ def take_port(host: str, port: int) -> socket.socket:
         if os.name == "posix":  # elsewhere the option would let two servers share a port
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-        listening.listen(128)
+        listening.listen(1024)
     except OSError as refusal:
         listening.close()
         if refusal.errno == errno.EADDRINUSE:
@@ -122,33 +165,6 @@ def take_port(host: str, port: int) -> socket.socket:
             ) from None
         raise UserError(f"cannot listen on {host}:{port}: {refusal.strerror}") from refusal
     return listening
-
-
-def choose_stage() -> str:
-    """The best stage that knows how to chat. Raises UserError when there is none."""
-    from nanochat.checkpoint_manager import newest_stage
-
-    stage = newest_stage(("sft", "mid", "base"))
-    if stage == "base":
-        raise UserError(
-            "there is only a base checkpoint, which continues text and cannot chat: run `python -m scripts.mid_train`"
-            " first, or let it continue a text by `python -m scripts.chat_cli -i base`"
-        )
-    return stage or "base"  # when there is nothing, load_model names the first command
-
-
-def devices(runtime: "Runtime", count: int) -> list["Runtime"]:
-    """One runtime per engine. Raises UserError when there are fewer devices."""
-    import torch
-
-    present = torch.cuda.device_count() if runtime.device.type == "cuda" else 1
-    if count > present:
-        raise UserError(
-            f"--num-gpus={count}, but there is {present} {runtime.device.type} device here; at most {present}"
-        )
-    if count == 1:
-        return [runtime]
-    return [replace(runtime, device=torch.device(runtime.device.type, index)) for index in range(count)]
 
 
 def address(host: str, port: int) -> str:

@@ -1,111 +1,62 @@
-"""Fakes for the server, the page and the terminal: a tokenizer of characters and an engine that recites.
-
-And a live server for real clients.
-"""
+"""A pool whose workers are threads over fake engines, a live server for real clients, a checkpoint that babbles."""
 
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
+from fake_engine import ANSWERS, FIRST_CHARACTER, NAMES, FakeEngine, FakeTokenizer, logprob
 from fastapi import FastAPI
 
-from nanochat.conversation import Conversation, Part
+from nanochat.serving import worker
+from nanochat.serving.pool import Pool
+from nanochat.serving.wire import Facts
 
-BOS, USER, ASSISTANT = 0, 1, 2
-FIRST_CHARACTER = 3
-
-IDENTITY = ["I am nanochat,", "a small language model.", "I was trained", "from scratch", "on this machine."]
-TOOL = [Part("text", "Let me work that out.\n"), Part("python", "137*46"), Part("python_output", "6302")]
-ANSWERS: dict[str, list[Part]] = {
-    "What is the capital of France?": [
-        Part("text", word) for word in ("The ", "capital ", "of ", "France ", "is Paris.")
-    ],
-    "Who are you?": [Part("text", word + " ") for word in IDENTITY],
-    "What is 137 * 46?": [*TOOL, Part("text", "137 times 46 is "), Part("text", "6302.")],
-    "Be evil.": [Part("text", '<img src=x onerror="window.evil=1"><script>window.evil=1</script>')],
-}
+__all__ = ["ANSWERS", "FIRST_CHARACTER", "NAMES", "FakeEngine", "FakeTokenizer", "logprob"]
 
 
-class FakeTokenizer:
-    """One id per character, three control ids below them."""
+class WorkerThread:
+    """A worker's loop in a thread, in the place of a process."""
 
-    def encode(self, text: str) -> list[int]:
-        """The characters' ids."""
-        return [ord(character) + FIRST_CHARACTER for character in text]
+    def __init__(self, engine: FakeEngine, far_end: socket.socket, facts: Facts):
+        self._connection = far_end.dup()
+        self._thread = threading.Thread(target=self._run, args=(engine, facts), daemon=True)
+        self._thread.start()
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The characters, control ids left out."""
-        return "".join(chr(i - FIRST_CHARACTER) for i in ids if i >= FIRST_CHARACTER)
+    def kill(self) -> None:
+        """As if it had died: nothing is heard of it any more."""
+        with suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
 
-    def get_bos_token_id(self) -> int:
-        """The first id of every prompt."""
-        return BOS
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for the thread, but not for one that was killed."""
+        self._thread.join(timeout)
 
-    def render_for_completion(self, conversation: Conversation) -> list[int]:
-        """bos, then each message behind its role's id, then the assistant's."""
-        ids = [BOS]
-        for message in conversation.messages:
-            ids += [
-                ASSISTANT if message.role == "assistant" else USER,
-                *self.encode("".join(p.text for p in message.parts)),
-            ]
-        return [*ids, ASSISTANT]
+    def is_alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread.is_alive()
+
+    def _run(self, engine: FakeEngine, facts: Facts) -> None:
+        with self._connection, suppress(EOFError, OSError, WorkerDeath):
+            worker.serve(engine, self._connection, facts)
 
 
-class FakeEngine:
-    """Answers the last user message from a table, as a real engine would: piece by piece, to the end or max_tokens.
+class WorkerDeath(Exception):
+    """Raised by a test's engine to end its worker."""
 
-    `answer` takes the question instead of the table. `before_piece` runs before each piece (to hold the engine).
-    """
 
-    def __init__(
-        self,
-        answer: Callable[[str], Iterator[Part]] | None = None,
-        context_len: int = 1000,
-        before_piece: Callable[[], object] = lambda: None,
-    ):
-        self.context_len = context_len
-        self.answer = answer
-        self.before_piece = before_piece
-        self.closed = threading.Event()
-        self.prompts: list[list[int]] = []
-        self.samplings: list[dict[str, object]] = []
+def pool_of(*engines: object, max_waiting: int = 32, facts: Facts | None = None) -> Pool:
+    """A pool whose workers are threads over these engines; one that died is started anew with its engine emptied."""
+    given = engines or (FakeEngine(),)
 
-    def stream(
-        self,
-        prompt: list[int],
-        max_tokens: int = 256,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int = 42,
-    ) -> Iterator[Part]:
-        """The answer's pieces, a token per character."""
-        self.prompts.append(prompt)
-        self.samplings.append({"max_tokens": max_tokens, "temperature": temperature, "top_k": top_k, "seed": seed})
-        question = self.question(prompt)
-        pieces = (
-            self.answer(question)
-            if self.answer
-            else iter(ANSWERS.get(question, [Part("text", f"You said: {question}")]))
-        )
-        try:
-            for piece in pieces:
-                self.before_piece()
-                yield Part(piece.type, piece.text[:max_tokens])
-                max_tokens -= len(piece.text) + 2 * (piece.type != "text")
-                if max_tokens <= 0:
-                    return
-        finally:
-            self.closed.set()
+    def launch(index: int, pinned: Facts | None, far_end: socket.socket) -> WorkerThread:
+        engine = given[index]
+        if isinstance(engine, FakeEngine):
+            engine.rows.clear()
+        return WorkerThread(engine, far_end, facts or {})  # type: ignore[arg-type]
 
-    @staticmethod
-    def question(prompt: list[int]) -> str:
-        """What the user said last."""
-        end = len(prompt) - (prompt[-1] == ASSISTANT)
-        start = max(i for i in range(end) if prompt[i] < FIRST_CHARACTER)
-        return FakeTokenizer().decode(prompt[start:end])
+    return Pool(launch, len(given), max_waiting)
 
 
 @contextmanager

@@ -42,7 +42,9 @@ def said(chat: Chat, *lines: str | type[BaseException], out: io.StringIO | None 
 
 
 def prompts(engine: FakeEngine) -> list[str]:
-    return ["".join("|" if i < FIRST_CHARACTER else chr(i - FIRST_CHARACTER) for i in ids) for ids in engine.prompts]
+    """What the model reads, a bar for every run of control tokens."""
+    shown = ["".join("|" if i < FIRST_CHARACTER else chr(i - FIRST_CHARACTER) for i in ids) for ids in engine.prompts]
+    return [re.sub(r"\|+", "|", text) for text in shown]
 
 
 def test_a_question_is_answered_and_ctrl_d_ends():
@@ -53,13 +55,13 @@ def test_a_question_is_answered_and_ctrl_d_ends():
 def test_the_next_turn_sees_the_last_ones_with_their_tool_calls():
     engine = FakeEngine()
     said(chat_with(engine), "What is 137 * 46?", "Sure?")
-    assert prompts(engine)[1] == ("||What is 137 * 46?|Let me work that out.\n137*466302137 times 46 is 6302.|Sure?|")
+    assert prompts(engine)[1] == "|What is 137 * 46?|Let me work that out.\n|137*46|6302|137 times 46 is 6302.|Sure?|"
 
 
 def test_clear_starts_a_new_chat():
     engine = FakeEngine()
     said(chat_with(engine), "hello", "/clear", "again")
-    assert prompts(engine)[1] == "||again|"
+    assert prompts(engine)[1] == "|again|"
 
 
 def test_commands_are_no_questions():
@@ -114,7 +116,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat():
     shown = said(chat_with(engine), "tell", "go on")
     assert "I was sa\n(stopped)" in shown
     assert "I was saying\n" in shown
-    assert prompts(engine)[1] == "||tell|I was sa|go on|"
+    assert prompts(engine)[1] == "|tell|I was sa|go on|"
 
 
 def test_ctrl_c_before_the_first_word_forgets_the_question():
@@ -125,7 +127,7 @@ def test_ctrl_c_before_the_first_word_forgets_the_question():
 
     engine = FakeEngine(answer=at_once)
     said(chat_with(engine), "tell", "hello")
-    assert prompts(engine)[1] == "||hello|"
+    assert prompts(engine)[1] == "|hello|"
 
 
 def test_ctrl_c_at_the_prompt_says_how_to_end():
@@ -133,17 +135,17 @@ def test_ctrl_c_at_the_prompt_says_how_to_end():
 
 
 def test_the_oldest_turns_are_dropped_when_the_context_is_full():
-    engine = FakeEngine(answer=lambda _: iter([Part("text", "ok")]), context_len=40)
+    engine = FakeEngine(answer=lambda _: iter([Part("text", "ok")]), context_len=44)
     shown = said(chat_with(engine), "a" * 10, "b" * 10, "c" * 10)
-    assert prompts(engine)[1:] == [f"||{'a' * 10}|ok|{'b' * 10}|", f"||{'b' * 10}|ok|{'c' * 10}|"]
+    assert prompts(engine)[1:] == [f"|{'a' * 10}|ok|{'b' * 10}|", f"|{'b' * 10}|ok|{'c' * 10}|"]
     assert shown.count("1 oldest turn(s) dropped") == 1
 
 
 def test_a_text_that_never_fits_is_refused_and_the_chat_goes_on():
     engine = FakeEngine(context_len=20)
     shown = said(chat_with(engine), "x" * 30, "hello")
-    assert "33 tokens and the model's context is 20; shorten it" in shown
-    assert prompts(engine) == ["||hello|"]
+    assert "34 tokens and the model's context is 20; shorten it" in shown
+    assert prompts(engine) == ["|hello|"]
 
 
 def test_a_base_model_continues_each_text_for_itself():
@@ -155,8 +157,9 @@ def test_a_base_model_continues_each_text_for_itself():
 def test_flags_reach_the_engine_and_every_turn_has_a_seed_of_its_own():
     engine = FakeEngine()
     said(chat_with(engine, temperature=0.0, top_k=0, max_tokens=9, seed=5), "a", "b")
-    assert engine.samplings[0] == {"max_tokens": 9, "temperature": 0.0, "top_k": None, "seed": 5}
-    assert engine.samplings[1]["seed"] == 6
+    first, second = engine.params
+    assert (first.max_tokens, first.temperature, first.top_k, first.seed) == (9, 0.0, None, 5)
+    assert second.seed == 6
 
 
 def test_bytes_that_are_no_text_do_not_break_the_encoder():

@@ -509,14 +509,14 @@ def test_health_stats_and_metrics_count_what_was_done():
         assert web.get("/ready").json() == {"status": "ready"}
         stats = web.get("/stats").json()
         metrics = web.get("/metrics").text
-    assert stats["workers"][0]["engine"] == {"rows_running": 0, "rows_waiting": 0}
+    assert stats["workers"][0]["engine"] == {"running": 0, "waiting": 0, "max_rows": 4}
     for line in (
         "nanochat_prompt_tokens_total 9.0",
         "nanochat_completion_tokens_total 5.0",
         "nanochat_first_token_seconds_count 1.0",
         'nanochat_requests_total{path="other",status="404"} 1.0',
         'nanochat_worker_ready{worker="0"} 1.0',
-        'nanochat_engine_rows_running{worker="0"} 0.0',
+        'nanochat_engine_running{worker="0"} 0.0',
     ):
         assert line in metrics.splitlines()
 

@@ -1,187 +1,182 @@
-"""The server: `create_app` takes a pool and a tokenizer, returns a FastAPI application. Handlers stay thin.
+"""The server's routes: `create_app` takes a pool and a tokenizer, returns a FastAPI application. Handlers stay thin.
 
-    GET  /                      the page, in one response
-    POST /v1/chat/completions   OpenAI's chat completions
-    POST /chat/completions      the same; streams unless told otherwise
-    GET  /v1/models, /health
-
-Generation runs in the pool's threads and tokenizing in a thread of its own, never on the event loop.
+GET  /                            the page, in one response
+POST /v1/chat/completions         OpenAI's chat completions; without /v1 it streams unless told otherwise
+POST /v1/completions              OpenAI's completions; these and the models are there without /v1 too
+GET  /v1/models, /v1/models/{id}
+POST /tokenize, /detokenize       GET /tokenizer_info
+GET  /health, /ready, /stats, /metrics
 """
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanochat.conversation import Conversation
+from nanochat.serving.errors import ApiError
+from nanochat.serving.guard import Guard
+from nanochat.serving.journal import Journal
+from nanochat.serving.metrics import Metrics
 from nanochat.serving.page import build_page
-from nanochat.serving.pool import GenerationError, Job, Pool, PoolBusyError
-from nanochat.serving.protocol import Answer, ApiError, ChatRequest, Defaults, Limits, event
+from nanochat.serving.pool import Pool
+from nanochat.serving.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    Defaults,
+    DetokenizeRequest,
+    Limits,
+    TokenizeRequest,
+)
+from nanochat.serving.service import Service
+from nanochat.serving.vocabulary import ServedTokenizer
+
+OPEN_PATHS = ("/", "/health", "/ready")  # no key is asked for here
 
 
-class ChatTokenizer(Protocol):
-    """The part of `nanochat.tokenizer.RustBPETokenizer` that the server needs."""
+class ErrorFields(BaseModel):
+    """OpenAI's error object."""
 
-    def render_for_completion(self, conversation: Conversation) -> list[int]:
-        """The ids of the conversation up to where the assistant speaks."""
-        ...
+    message: str
+    type: str
+    param: str | None
+    code: str | None
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
-        ...
+
+class ErrorBody(BaseModel):
+    """What every refusal looks like."""
+
+    error: ErrorFields
+
+
+REFUSED: dict[int | str, str] = {
+    400: "A mistake in the request",
+    401: "No valid key",
+    404: "No such model",
+    408: "The body did not arrive in time",
+    413: "The body is too large",
+    429: "Too many requests of this client",
+    500: "The model failed",
+    503: "The server is busy or stopping",
+    "default": "Any other refusal",
+}
+REFUSALS: dict[int | str, dict[str, object]] = {
+    status: {"model": ErrorBody, "description": text} for status, text in REFUSED.items()
+}
+ANSWERS: dict[int | str, dict[str, object]] = {
+    200: {"description": "The answer, whole or as events", "content": {"text/event-stream": {}}},
+    **REFUSALS,
+}
 
 
 def create_app(
     pool: Pool,
-    tokenizer: ChatTokenizer,
+    tokenizer: ServedTokenizer,
     name: str = "nanochat",
+    chats: bool = True,
     defaults: Defaults | None = None,
     limits: Limits | None = None,
+    api_key: str | None = None,
+    allow_origins: Sequence[str] = (),
+    journal: Journal | None = None,
 ) -> FastAPI:
-    """The application; it closes the pool when it shuts down. `name` is the model's name as clients see it."""
-    defaults, limits = defaults or Defaults(), limits or Limits()
-    page, policy = build_page()
+    """The application; it starts the pool if nobody has, and closes it. `name` is the model's name for clients."""
+    limits = limits or Limits()
+    metrics = Metrics(pool)
+    service = Service(pool, tokenizer, name, chats, defaults or Defaults(), limits, metrics, journal)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if not pool.started:
+            await pool.start()
         yield
-        await asyncio.to_thread(pool.close)
+        await pool.close()
 
     # FastAPI's own documentation pages fetch scripts from elsewhere, so only the schema (/openapi.json) is served.
     app = FastAPI(title="nanochat", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.add_middleware(BodyLimit, max_bytes=limits.max_body_bytes)
+    for router, prefixes in ((_openai_routes(service), ("/v1", "")), (_other_routes(service), ("",))):
+        for prefix in prefixes:
+            app.include_router(router, prefix=prefix)
     _answer_errors_as_openai_does(app)
-
-    async def complete(body: ChatRequest, request: Request, stream: bool) -> Response:
-        conversation = body.conversation(limits)
-        sampling = body.sampling(defaults, limits)
-        prompt = await asyncio.to_thread(tokenizer.render_for_completion, conversation)
-        if len(prompt) >= pool.context_len:
-            raise ApiError(
-                400,
-                f"the conversation has {len(prompt)} tokens and the model reads at most {pool.context_len - 1} before"
-                " it answers: start a new chat or shorten the messages",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        try:
-            job = pool.submit(prompt, sampling)
-        except PoolBusyError as busy:
-            raise ApiError(
-                503,
-                f"the server is busy (answers under way: {pool.running}, waiting: {pool.waiting}); try again soon",
-                type="server_error",
-                code="server_busy",
-                headers={"Retry-After": "1"},
-            ) from busy
-        answer = Answer(name, job, pool.context_len, tokenizer.encode)
-        if stream:
-            return JobResponse(job, answer)
-        return await _whole(job, answer, request)
-
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        return await complete(body, request, stream=bool(body.stream))
-
-    @app.post("/chat/completions", response_model=None)
-    async def chat_completions_streaming(body: ChatRequest, request: Request) -> Response:
-        return await complete(body, request, stream=body.stream is not False)
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, object]:
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "nanochat"}]}
-
-    @app.get("/health")
-    async def health() -> dict[str, object]:
-        counts = {"workers": pool.workers, "running": pool.running, "waiting": pool.waiting}
-        return {"status": "ok", "model": name, **counts}
-
-    @app.get("/", response_class=HTMLResponse)
-    async def index() -> HTMLResponse:
-        headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
-        return HTMLResponse(page, headers=headers | {"X-Content-Type-Options": "nosniff"})
-
+    app.add_middleware(Guard, limits=limits, api_key=api_key, open_paths=OPEN_PATHS, observe=metrics.observe)
+    if allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(allow_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
     return app
 
 
-class JobResponse(StreamingResponse):
-    """A job's pieces as server-sent events; however the response ends, the job ends with it."""
+def _openai_routes(service: Service) -> APIRouter:
+    """What stands under /v1, and without it too."""
+    routes = APIRouter()
 
-    def __init__(self, job: Job, answer: Answer):
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        super().__init__(self._events(answer), media_type="text/event-stream", headers=headers)
-        self.job = job
+    @routes.post("/chat/completions", response_model=None, responses=ANSWERS)
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        bare = not request.url.path.startswith("/v1/")
+        return service.chat(body, request, body.stream is not False if bare else bool(body.stream))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self.job.cancel()
+    @routes.post("/completions", response_model=None, responses=ANSWERS)
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return service.complete(body, request)
 
-    async def _events(self, answer: Answer) -> AsyncIterator[str]:
-        yield answer.first()
-        try:
-            async for piece in self.job.pieces():
-                yield answer.piece(piece)
-        except GenerationError as failure:
-            yield event(ApiError(500, str(failure), type="server_error").body())
-        else:
-            yield answer.last()
+    @routes.get("/models")
+    async def models() -> dict[str, object]:
+        return {"object": "list", "data": [service.model()]}
+
+    @routes.get("/models/{id:path}", responses=REFUSALS)
+    async def model(id: str) -> dict[str, object]:
+        return service.model(id)
+
+    return routes
 
 
-async def _whole(job: Job, answer: Answer, request: Request) -> Response:
-    """The answer in one response; a client that goes away meanwhile ends the job."""
+def _other_routes(service: Service) -> APIRouter:
+    """The page, the tokenizer, and what an operator asks."""
+    routes = APIRouter()
+    page, policy = build_page()
 
-    async def collect() -> None:
-        async for piece in job.pieces():
-            answer.add(piece)
+    @routes.get("/", response_class=HTMLResponse)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "Cache-Control": "no-cache"})
 
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+    @routes.post("/tokenize", responses=REFUSALS)
+    async def tokenize(body: TokenizeRequest) -> dict[str, object]:
+        return service.tokenize(body)
 
-    collecting, leaving = asyncio.ensure_future(collect()), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait({collecting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not collecting.done():
-            return Response(status_code=499)  # nobody reads it
-        collecting.result()
-        return JSONResponse(answer.whole())
-    except GenerationError as failure:
-        raise ApiError(500, str(failure), type="server_error") from failure
-    finally:
-        job.cancel()
-        collecting.cancel()
-        leaving.cancel()
+    @routes.post("/detokenize", responses=REFUSALS)
+    async def detokenize(body: DetokenizeRequest) -> dict[str, object]:
+        return service.detokenize(body)
 
+    @routes.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, object]:
+        return service.tokenizer_info()
 
-class BodyLimit:
-    """Refuses a request body above `max_bytes` before anything parses it."""
+    @routes.get("/health")
+    async def health() -> dict[str, object]:
+        return service.health()
 
-    def __init__(self, app: ASGIApp, max_bytes: int):
-        self.app = app
-        self.max_bytes = max_bytes
+    @routes.get("/ready", response_model=None, responses={503: {"description": "No worker takes requests now"}})
+    async def ready() -> Response:
+        status = "ready" if service.pool.ready else "stopping" if service.pool.draining else "starting"
+        return JSONResponse({"status": status}, 200 if service.pool.ready else 503)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, counting its bytes."""
-        received = 0
+    @routes.get("/stats")
+    async def stats() -> dict[str, object]:
+        return {"model": service.name, **service.metrics.stats()}
 
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self.max_bytes:
-                raise HTTPException(413, f"the request is larger than {self.max_bytes} bytes")
-            return message
+    @routes.get("/metrics", response_class=Response)
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-        await self.app(scope, counted if scope["type"] == "http" else receive, send)
+    return routes
 
 
 def _answer_errors_as_openai_does(app: FastAPI) -> None:
@@ -208,11 +203,10 @@ def _answer_errors_as_openai_does(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = (
-            f"no such path: {request.method} {request.url.path}" if error.status_code == 404 else str(error.detail)
-        )
-        headers = dict(error.headers or {})
-        return await refused(request, ApiError(error.status_code, message, headers=headers))
+        message = str(error.detail)
+        if error.status_code == 404:
+            message = f"no such path: {request.method} {request.url.path}"
+        return await refused(request, ApiError(error.status_code, message, headers=dict(error.headers or {})))
 
     async def ours(request: Request, error: Exception) -> Response:
         return await refused(request, ApiError(500, "the server failed; its log says why", type="server_error"))
