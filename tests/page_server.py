@@ -131,9 +131,9 @@ class PageServer:
 
 
 @contextmanager
-def running(app: Starlette) -> Iterator[str]:
-    """The app behind uvicorn on a port that was free; its address."""
-    listening = socket.create_server(("127.0.0.1", 0))
+def running(app: Starlette, port: int = 0) -> Iterator[str]:
+    """The app behind uvicorn, on this port or on one that was free; its address."""
+    listening = socket.create_server(("127.0.0.1", port))
     server = uvicorn.Server(uvicorn.Config(app, log_level="critical", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

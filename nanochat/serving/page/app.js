@@ -13,6 +13,7 @@ const preferences = store.preferences();
 const runs = new Map(); // a chat's id -> {controller, chat, message, notice, retryNow, frame, saved}
 const drafts = new Map();
 let model = null;
+let leaving = false; // the page is being closed: its connections break
 let chat = store.get(remembered("current")) ?? newChat(preferences);
 
 // What belongs to this tab alone; a browser that keeps nothing has none of it.
@@ -128,7 +129,7 @@ async function answer(asked) {
   try {
     await receive(run, body);
   } catch (failure) {
-    if (failure.name !== "AbortError") Object.assign(message, { end: "failed", problem: problemOf(failure) });
+    if (failure.name !== "AbortError" && !leaving) Object.assign(message, { end: "failed", problem: problemOf(failure) });
     if (failure.status === 401) drawer.open("key");
   }
   runs.delete(asked.id);
@@ -227,6 +228,7 @@ function show(other) {
   chat = other;
   remembered("current", chat.id);
   question.value = drafts.get(chat.id) ?? "";
+  say("");
   fitQuestion();
   closeSide();
   endRename();
@@ -390,6 +392,10 @@ window.addEventListener("storage", ({ key }) => {
     chat = store.get(id) ?? newChat(preferences);
     drawChat();
   } else if (id) drawList();
+});
+window.addEventListener("beforeunload", () => {
+  leaving = true;
+  setTimeout(() => (leaving = false), 1000);
 });
 window.addEventListener("pagehide", () => runs.forEach((run) => store.save(run.chat)));
 

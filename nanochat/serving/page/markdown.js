@@ -78,8 +78,8 @@ const headings = {
   },
 };
 
-// The page's own titles are h1 and h2.
-const heading = (level, text) => element(`h${Math.min(level + 2, 6)}`, "", inline(text));
+// The page's own title is h1.
+const heading = (level, text) => element(`h${Math.min(level + 1, 6)}`, "", inline(text));
 
 const rules = {
   starts(lines, at) {

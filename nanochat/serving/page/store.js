@@ -47,9 +47,9 @@ function openStore(notice) {
   if (broken === 1) notice("One conversation could not be read and was left out.");
   if (broken > 1) notice(`${broken} conversations could not be read and were left out.`);
 
-  // Oldest first out, until what is left fits.
+  // The oldest conversations make room; they come back where even that is not enough.
   function write(key, text, sparing) {
-    let dropped = 0;
+    const dropped = [];
     for (;;) {
       try {
         storage.setItem(key, text);
@@ -58,13 +58,19 @@ function openStore(notice) {
         const oldest = newestFirst().findLast((chat) => chat.id !== sparing);
         if (!oldest) {
           notice("This browser has no room left: what is new here is lost when the page closes.");
+          storage.removeItem(key);
+          for (const chat of dropped) {
+            chats.set(chat.id, chat);
+            storage.setItem(CHAT_PREFIX + chat.id, JSON.stringify(chat));
+          }
           return;
         }
         forget(oldest.id);
-        dropped++;
+        dropped.push(oldest);
       }
     }
-    if (dropped) notice(`This browser has no room left: ${dropped === 1 ? "the oldest conversation" : `the ${dropped} oldest conversations`} had to go.`);
+    const gone = dropped.length === 1 ? "the oldest conversation" : `the ${dropped.length} oldest conversations`;
+    if (dropped.length) notice(`This browser has no room left: ${gone} had to go.`);
   }
 
   const newestFirst = () => [...chats.values()].sort((one, other) => other.updated - one.updated);
