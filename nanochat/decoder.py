@@ -18,7 +18,7 @@ Matrix = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Decoder:
-    """A model that reads new tokens. It has no weights of its own: those of `model` are used as they are then."""
+    """A model that reads new tokens. Made anew when the model's weights have changed."""
 
     def __init__(self, model: GPT):
         self.model, self.config, self.device, self.dtype = model, model.config, model.device, model.dtype
@@ -26,6 +26,9 @@ class Decoder:
         cosine, sine = model.rotary
         turns = torch.stack((torch.cat((cosine, cosine), dim=1), torch.cat((sine, -sine), dim=1)), dim=1)
         self.turns = turns.to(self.dtype).unsqueeze(2)  # (positions, 2, 1, D)
+        with torch.no_grad():
+            table = model.transformer.wte.weight.to(self.dtype)
+            self.table = rms_norm(table, self.config.norm_eps)  # (V, C): nothing is left to do with a token's row
 
     def hidden(self, ids: torch.Tensor, reading: Reading) -> torch.Tensor:
         """The new tokens' ids (N,) to the last layer's normalised output (N, C); the cache takes them up."""
@@ -54,14 +57,13 @@ class Decoder:
 
     def _embed(self, ids: torch.Tensor, reading: Reading) -> torch.Tensor:
         """Ids (N,) to the start of the stream (N, C)."""
-        table, eps = self.model.transformer.wte.weight, self.config.norm_eps
-        x = rms_norm(F.embedding(ids, table).to(self.dtype), eps)
+        x = F.embedding(ids, self.table)
         if not self.config.looks_back:
             return x
         previous = reading.previous
         assert previous is not None, "this model has to be told the ids before"
-        before = rms_norm(F.embedding(previous.clamp_min(0), table).to(self.dtype), eps)
-        return self.model.tricks.embed(x, before * (previous >= 0).unsqueeze(1), ids, previous)
+        before = F.embedding(previous.clamp_min(0), self.table) * (previous >= 0).unsqueeze(1)
+        return self.model.tricks.embed(x, before, ids, previous)
 
 
 class _Layer:
@@ -117,7 +119,8 @@ class _FewCalls:
         self.width = config.head_dim
         self.cosine, self.sine = decoder.turns[positions].unbind(1)  # (N, 1, D)
         heads = config.n_head + config.n_kv_head
-        self.turned = self.cosine.new_full((tokens, heads, self.width + 1), (self.width * config.norm_eps) ** 0.5)
+        turned = self.cosine.new_full((tokens, heads, self.width + 1), (self.width * config.norm_eps) ** 0.5)
+        self.turned, self.flat = turned[..., :-1], turned.view(-1, self.width + 1)
         self.stream_lengths = self.cosine.new_full((tokens, 1), config.n_embd**0.5)
         self.head_lengths = self.cosine.new_full((tokens * heads, 1), self.width**0.5)
 
@@ -127,7 +130,6 @@ class _FewCalls:
 
     def turn(self, x: torch.Tensor) -> torch.Tensor:
         """Queries and keys (N, heads, D) to the same turned to their positions, with a mean square of 1."""
-        into = self.turned[..., :-1]
-        torch.addcmul(x * self.cosine, x.roll(self.width // 2, dims=-1), self.sine, out=into)
-        unit = torch._weight_norm_interface(self.turned.view(-1, self.width + 1), self.head_lengths, 0)[0]
-        return unit.view(self.turned.shape)[..., :-1]
+        torch.addcmul(x * self.cosine, x.roll(self.width // 2, dims=-1), self.sine, out=self.turned)
+        unit = torch._weight_norm_interface(self.flat, self.head_lengths, 0)[0]
+        return unit.view(*x.shape[:2], -1)[..., :-1]

@@ -73,7 +73,7 @@ class Engine:
         self.context_len = model.config.sequence_len
         self.marks = Marks(tokenizer)
         nameless = range(tokenizer.get_vocab_size(), model.config.vocab_size)
-        self._forbidden = torch.tensor([*self.marks.unsayable, *nameless], device=model.device)
+        self._forbidden = [*self.marks.unsayable, *nameless]
         free = _free_bytes(model.device) // 3 if memory_bytes is None else memory_bytes
         cache = KVCache(model.config, model.device, model.dtype, limit_bytes=free)
         self._scheduler = Scheduler(cache, max_rows, free, prefill_tokens)
@@ -314,7 +314,6 @@ class Engine:
         rows, softcap = self._scheduler.rows, self.model.config.logit_softcap
         raw = self._decoder.raw_logits(hidden)
         asked = [place for place, row in enumerate(rows) if row.params.logprobs is not None]
-        apart = raw[torch.tensor(asked, device=raw.device)] if asked else None
         if self._sampler is None or self._sampler[0] != rows:
             self._sampler = list(rows), Sampler([row.params for row in rows], self._forbidden, softcap)
         uniforms = [1.0 - row.random.random() for row in rows]
@@ -322,9 +321,11 @@ class Engine:
         was_forced = [bool(row.forced) for row in rows]
         tokens = [row.forced.popleft() if row.forced else token for row, token in zip(rows, sampled, strict=True)]
         logprobs: list[TokenLogprob | None] = [None] * len(rows)
-        if apart is not None:
+        if asked:
             tops = [rows[place].params.logprobs or 0 for place in asked]
-            found = logprobs_of(apart, [tokens[place] for place in asked], tops, softcap)
+            found = logprobs_of(
+                raw[torch.tensor(asked, device=raw.device)], [tokens[place] for place in asked], tops, softcap
+            )
             for place, logprob in zip(asked, found, strict=True):
                 logprobs[place] = TokenLogprob(tokens[place], *logprob)
         taken = zip(list(rows), tokens, was_forced, logprobs, strict=True)
@@ -337,6 +338,9 @@ class Engine:
         if row.room == 0:
             row.finish_reason = "length"
             return Update(row.request, row.sample, prompt_logprobs=prompt_logprobs, finish_reason="length")
+        if token < 0:
+            row.finish_reason, row.keep = "error", False
+            return Update(row.request, row.sample, finish_reason="error", error="the model's logits are no numbers")
         row.tokens.append(token)
         self._generated_tokens += 1
         if row.seen is not None:

@@ -94,6 +94,9 @@ class KVCache:
         """Views that every layer of every step needs: of each layer keys and values, and the same as lists of rows."""
         self.parts = [(layer[0], layer[1]) for layer in self.store]  # (slots, H, S, D)
         self.flat = [tuple(part.view(-1, part.size(-1)) for part in pair) for pair in self.parts]  # (slots x H x S, D)
+        heads = self.config.n_kv_head
+        starts = torch.arange(self.slots * heads, device=self.store.device) * self.capacity
+        self.starts = starts.view(self.slots, heads)  # where in `flat` each slot's heads begin
 
 
 class Reading:
@@ -114,32 +117,37 @@ class Reading:
         limit = cache.config.sequence_len
         assert max(ends) <= limit, f"{max(ends)} tokens do not fit the context of {limit}"
         cache.reserve(max(len(lengths), *(chunk.slot + 1 for chunk in chunks), 0), max(ends))
-        places = list(enumerate(lengths))
-        for chunk in chunks:
-            places += [(chunk.slot, position) for position in range(chunk.start, chunk.start + chunk.tokens)]
-        device, heads = cache.store.device, cache.config.n_kv_head
-        slots, self.positions = torch.tensor(places, device=device).unbind(1)  # (N,)
-        of_heads = slots.unsqueeze(1) * heads + torch.arange(heads, device=device)
-        self.index = (of_heads * cache.capacity + self.positions.unsqueeze(1)).flatten()  # (N x H,) into `flat`
+        device, rows = cache.store.device, len(lengths)
+        positions, starts = list(lengths), cache.starts[:rows]
+        if chunks:
+            slots = list(range(rows))
+            for chunk in chunks:
+                positions += range(chunk.start, chunk.start + chunk.tokens)
+                slots += [chunk.slot] * chunk.tokens
+            starts = cache.starts[torch.tensor(slots, device=device)]
+        self.positions = torch.tensor(positions, device=device)  # (N,)
+        self.index = (starts + self.positions.unsqueeze(1)).view(-1)  # (N x H,) into `flat`
         self.previous = torch.tensor(previous, device=device) if previous is not None else None
         self._masks: dict[tuple[int, int | None], torch.Tensor | None] = {}
-        padding = len(lengths) * max(lengths, default=0) - sum(lengths)
-        self._apart = device.type == "cpu" and padding > PADDING_KEYS * len(lengths)
+        longest = max(lengths, default=-1) + 1
+        padding = rows * longest - sum(lengths)
+        self._apart = device.type == "cpu" and padding > (PADDING_KEYS + 1) * rows
+        self._held = [layer.unbind(0) for layer in cache.store[:, :, :rows, :, :longest].unbind(0)]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Take up keys and values (N, H, D) of the new tokens; what their queries see, (N, H x D)."""
         for store, new in zip(self.cache.flat[layer], (k, v), strict=True):
             store.index_copy_(0, self.index, new.reshape(-1, new.size(-1)))
-        keys, values = self.cache.parts[layer]
-        window, rows = self.cache.windows[layer], len(self.lengths)
+        window, first = self.cache.windows[layer], len(self.lengths)
         seen = []
         if self._apart:
-            for row in range(rows):
+            for row in range(first):
                 part = slice(row, row + 1)
-                seen.append(self._one_each(q[part], keys[part], values[part], self.lengths[part], window))
-        elif rows:
-            seen.append(self._one_each(q[:rows], keys[:rows], values[:rows], self.lengths, window))
-        first = rows
+                keys, values = (held[part, :, : self.lengths[row] + 1] for held in self._held[layer])
+                seen.append(self._one_each(q[part], keys, values, self.lengths[part], window))
+        elif first:
+            keys, values = self._held[layer]
+            seen.append(self._one_each(q[:first] if self.chunks else q, keys, values, self.lengths, window))
         for number, chunk in enumerate(self.chunks):
             part = slice(first, first + chunk.tokens)
             fresh = (k[part], v[part]) if chunk.start == 0 else None
@@ -151,14 +159,15 @@ class Reading:
         self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, lengths: Sequence[int], window: int | None
     ) -> torch.Tensor:
         """One query (n, H, D) for each of n slots; heads that share keys are queries of one head."""
-        shortest, end = min(lengths), max(lengths) + 1
+        rows, shortest, end = len(lengths), min(lengths), keys.size(2)
         start = 0 if window is None else max(0, shortest + 1 - window)
+        if start:
+            keys, values = keys[:, :, start:], values[:, :, start:]
         mask = None
         if shortest + 1 < end:
-            mask = self._mask((-1, window), self.positions[: len(lengths)], start, end).view(len(lengths), 1, 1, -1)
-        grouped = q.view(len(lengths), keys.size(1), -1, q.size(-1))
-        seen = F.scaled_dot_product_attention(grouped, keys[:, :, start:end], values[:, :, start:end], attn_mask=mask)
-        return seen.reshape(len(lengths), -1)
+            mask = self._mask((-1, window), self.positions[:rows], start, end).view(rows, 1, 1, -1)
+        grouped = q.view(rows, keys.size(1), -1, q.size(-1))
+        return F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask).view(rows, -1)
 
     def _chunk(
         self, number: int, q: torch.Tensor, fresh: tuple[torch.Tensor, torch.Tensor] | None, layer: int

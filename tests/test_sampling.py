@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat.command import UserError
-from nanochat.sampling import Sampler, SamplingParams, Seen, logprobs_of, needs_seen
+from nanochat.sampling import Sampler, SamplingParams, Seen, logprobs_of, needs_seen, top
 
 LOGITS = torch.tensor([2.0, 0.5, -1.0, 1.0, float("-inf"), 0.0])
-NOTHING = torch.tensor([], dtype=torch.long)
+NOTHING: list[int] = []
 
 
 def draw(
@@ -104,7 +104,7 @@ def test_forbidden_ids_are_never_drawn_whatever_their_logit_and_the_number(field
     logits = torch.tensor([[30.0, 0.0, 29.0, 0.0]] * 4)
     params = [SamplingParams(logit_bias={0: 100.0}, **fields)] * 2 + [SamplingParams(**fields)] * 2
     for softcap in (None, 15.0):
-        drawn = Sampler(params, torch.tensor([0, 2]), softcap).draw(logits.clone(), [2.0**-53, 1.0] * 2, [None] * 4)
+        drawn = Sampler(params, [0, 2], softcap).draw(logits.clone(), [2.0**-53, 1.0] * 2, [None] * 4)
         assert set(drawn) <= {1, 3}
 
 
@@ -124,6 +124,24 @@ def test_squeezed_logits_are_what_is_drawn_from() -> None:
     expected = (15 * torch.tanh(raw / 15)).softmax(0)
     for fields in ({}, {"top_k": 4}, {"logit_bias": {3: 0.0}}, {"top_p": 1 - 1e-6}):
         assert chi_square(frequencies(logits=raw, softcap=15.0, **fields), expected) < 16.3  # 3 degrees
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 0}, {"top_k": 2}, {}, {"top_p": 0.5}, {"logit_bias": {1: 1.0}}])
+def test_a_row_that_holds_no_numbers_is_told(fields: dict[str, Any]) -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0], [1.0, math.nan, 3.0], [4.0, 1.0, 0.0]])
+    drawn = draw(logits, [0.5] * 3, softcap=15.0, **fields)
+    assert [token >= 0 for token in drawn] == [True, False, True]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("vocabulary", [32_768, 1000])
+def test_the_largest_are_those_of_a_sort(rows: int, vocabulary: int) -> None:
+    logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(rows))
+    logits[:, :200] += 3  # many of the largest in one block
+    values, ids = top(logits, 50)
+    expected = logits.sort(descending=True)
+    assert torch.equal(values, expected.values[:, :50])
+    assert torch.equal(ids, expected.indices[:, :50])
 
 
 KINDS = st.fixed_dictionaries(
@@ -147,11 +165,9 @@ def test_a_rows_id_is_the_one_that_it_gets_alone(kinds: list[dict[str, Any]], se
     logits = torch.randn(len(kinds), 12, generator=torch.Generator().manual_seed(seed)) * 3
     numbers = uniforms(len(kinds), seed)
     seen = [Seen(frozenset({1, 2}), {3: 2, 4: 1}) if needs_seen(one) else None for one in params]
-    together = Sampler(params, torch.tensor([7]), 15.0).draw(logits.clone(), numbers, seen)
+    together = Sampler(params, [7], 15.0).draw(logits.clone(), numbers, seen)
     alone = [
-        Sampler(params[n : n + 1], torch.tensor([7]), 15.0).draw(
-            logits[n : n + 1].clone(), numbers[n : n + 1], [seen[n]]
-        )
+        Sampler(params[n : n + 1], [7], 15.0).draw(logits[n : n + 1].clone(), numbers[n : n + 1], [seen[n]])
         for n in range(len(kinds))
     ]
     assert [[token] for token in together] == alone
@@ -197,12 +213,12 @@ def test_logprobs_are_those_of_the_squeezed_logits_likeliest_first() -> None:
     raw = torch.randn(3, 10, generator=torch.Generator().manual_seed(3)) * 20
     expected = (15 * torch.tanh(raw / 15)).log_softmax(-1)
     found = logprobs_of(raw, [4, 0, 9], [0, 2, 20], 15.0)
-    for row, (logprob, top) in enumerate(found):
+    for row, (logprob, others) in enumerate(found):
         assert logprob == pytest.approx(float(expected[row, [4, 0, 9][row]]), abs=1e-5)
         best = expected[row].sort(descending=True)
-        assert [token for token, _ in top] == best.indices[: [0, 2, 10][row]].tolist()
-        assert [value for _, value in top] == pytest.approx(best.values[: len(top)].tolist(), abs=1e-5)
-    assert [top for _, top in logprobs_of(raw, [1, 2, 3], [0, 0, 0], None)] == [(), (), ()]
+        assert [token for token, _ in others] == best.indices[: [0, 2, 10][row]].tolist()
+        assert [value for _, value in others] == pytest.approx(best.values[: len(others)].tolist(), abs=1e-5)
+    assert [others for _, others in logprobs_of(raw, [1, 2, 3], [0, 0, 0], None)] == [(), (), ()]
 
 
 # --- parameters -------------------------------------------------------------------------------------------------------
