@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lessons import oracle
 from lessons.compare import same
 from lessons.learner import load
 from nanochat import attention
@@ -73,18 +74,9 @@ def test_a_score_depends_on_the_distance_alone() -> None:
 
 @pytest.mark.parametrize("turned", ["", "q", "qk", "qkv"])
 def test_attention_turns_what_it_is_told_to(turned: str) -> None:
-    model, x = product(), normal(B, T, C, seed=5)
-    table = attention.rotary_table(T, D, 10_000.0, torch.device("cpu"))
-    block = model.transformer.h[1].attn
-    parts = {}
-    for name, project in (("q", block.c_q), ("k", block.c_k), ("v", block.c_v)):
-        part = project(x).view(B, T, H, D).transpose(1, 2)
-        parts[name] = attention.rotate(part, table) if name in turned else part
-    q, k = (F.rms_norm(parts[name], (D,), eps=1e-6) for name in "qk")
-    y = F.scaled_dot_product_attention(q, k, parts["v"], is_causal=True)
-    expected = block.c_proj(y.transpose(1, 2).reshape(B, T, C))
-    found = mine.attention(weights_of(model), 1, x, H, torch.arange(T), turned)
-    same(found, expected, f"attention with {turned or 'nothing'} turned")
+    weights, x = weights_of(product()), normal(B, T, C, seed=5)
+    found = mine.attention(weights, 1, x, H, torch.arange(T), turned)
+    same(found, oracle.attention(weights, 1, x, H, turned), f"attention with {turned or 'nothing'} turned")
 
 
 def test_with_q_and_k_turned_it_is_the_products_model() -> None:
@@ -97,9 +89,7 @@ def test_a_table_is_added_to_the_normed_embedding(kind: str) -> None:
     weights, ids = weights_of(product(1)), some_ids()
     table = mine.sines(torch.arange(T), C) if kind == "sines" else weights["positions"][:T]
     normed = F.rms_norm(weights["transformer.wte.weight"][ids], (C,), eps=1e-6)
-    block = product(1).transformer.h[0]
-    still = torch.stack((torch.ones(T, D // 2), torch.zeros(T, D // 2)))  # cosines and sines that turn nothing
-    x = block(normed + table, still, None, 0)
+    x = oracle.block(weights, 0, normed + table, H, turned="")
     expected = 15 * torch.tanh(F.rms_norm(x, (C,), eps=1e-6) @ weights["lm_head.weight"].mT / 15)
     same(mine.forward(weights, ids, H, kind), expected, f"forward with {kind}")
 
