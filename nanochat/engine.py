@@ -17,15 +17,16 @@ from dataclasses import dataclass
 
 import torch
 
-from nanochat.calculator import use_calculator
 from nanochat.command import UserError
 from nanochat.decoder import Decoder
 from nanochat.gpt import GPT
 from nanochat.hardware import available_memory_bytes
 from nanochat.kv_cache import Chunk, KVCache, Reading
+from nanochat.rows import ContextOverflow, Row, Speech, TokenLogprob, Update
 from nanochat.sampling import Sampler, SamplingParams, Seen, logprobs_of, needs_seen
-from nanochat.scheduler import ContextOverflow, Row, Scheduler, TokenLogprob, Update
+from nanochat.scheduler import Scheduler
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.tools import check_tools
 from nanochat.transcript import Marks, Piece, Transcript
 
 LOGPROB_TOKENS = 256
@@ -56,7 +57,8 @@ class Engine:
     """A model with its tokenizer, ready to generate. Not for two threads at once.
 
     `memory_bytes` bounds the cache and the texts that are kept for prompts which go on from them; None takes a third
-    of what is free. `prefill_tokens` is how much of new prompts a step reads while others decode.
+    of what is free. `prefill_tokens` is how much of new prompts a step reads while others decode. `tools` are the names
+    of those that a model may call beside the calculator.
     """
 
     def __init__(
@@ -67,13 +69,15 @@ class Engine:
         max_rows: int = 256,
         memory_bytes: int | None = None,
         prefill_tokens: int = 512,
+        tools: Sequence[str] = (),
     ):
+        check_tools(tools)
         self.model, self.tokenizer = model, tokenizer
         self._decoder = Decoder(model) if isinstance(model, GPT) else model
         self.context_len = model.config.sequence_len
-        self.marks = Marks(tokenizer)
+        self._speech = Speech(tokenizer, Marks(tokenizer), tools)
         nameless = range(tokenizer.get_vocab_size(), model.config.vocab_size)
-        self._forbidden = [*self.marks.unsayable, *nameless]
+        self._forbidden = [*self._speech.marks.unsayable, *nameless]
         free = _free_bytes(model.device) // 3 if memory_bytes is None else memory_bytes
         cache = KVCache(model.config, model.device, model.dtype, limit_bytes=free)
         self._scheduler = Scheduler(cache, max_rows, free, prefill_tokens)
@@ -248,6 +252,7 @@ class Engine:
                 self._requests,
                 sample,
                 params,
+                self._speech,
                 list(prompt),
                 len(prompt),
                 room,
@@ -257,7 +262,7 @@ class Engine:
             if needs_seen(params):
                 row.seen = Seen(frozenset(prompt))
             if text or params.stop:
-                row.transcript = Transcript(self.tokenizer, self.marks, params.stop)
+                row.transcript = Transcript(self.tokenizer, self._speech.marks, params.stop)
             rows.append(row)
         self._scheduler.waiting.append(rows)
         return self._requests
@@ -318,8 +323,7 @@ class Engine:
             self._sampler = list(rows), Sampler([row.params for row in rows], self._forbidden, softcap)
         uniforms = [1.0 - row.random.random() for row in rows]
         sampled = self._sampler[1].draw(raw, uniforms, [row.seen for row in rows])
-        was_forced = [bool(row.forced) for row in rows]
-        tokens = [row.forced.popleft() if row.forced else token for row, token in zip(rows, sampled, strict=True)]
+        tokens = [row.forced[0] if row.forced else token for row, token in zip(rows, sampled, strict=True)]
         logprobs: list[TokenLogprob | None] = [None] * len(rows)
         if asked:
             tops = [rows[place].params.logprobs or 0 for place in asked]
@@ -328,57 +332,9 @@ class Engine:
             )
             for place, logprob in zip(asked, found, strict=True):
                 logprobs[place] = TokenLogprob(tokens[place], *logprob)
-        taken = zip(list(rows), tokens, was_forced, logprobs, strict=True)
-        return [self._take(row, token, forced, logprob) for row, token, forced, logprob in taken]
-
-    def _take(self, row: Row, token: int, forced: bool, logprob: TokenLogprob | None) -> Update:
-        """Give the row its next id, if it has room for one, and tell what it gained."""
-        prompt_logprobs = None if row.prompt_logprobs is None else tuple(row.prompt_logprobs)
-        row.prompt_logprobs = None
-        if row.room == 0:
-            row.finish_reason = "length"
-            return Update(row.request, row.sample, prompt_logprobs=prompt_logprobs, finish_reason="length")
-        if token < 0:
-            row.finish_reason, row.keep = "error", False
-            return Update(row.request, row.sample, finish_reason="error", error="the model's logits are no numbers")
-        row.tokens.append(token)
-        self._generated_tokens += 1
-        if row.seen is not None:
-            row.seen.add(token)
-        if not forced:
-            if token in self.marks.ends or token in row.params.stop_ids:
-                row.finish_reason = "stop"
-            else:
-                self._watch_the_tool(row, token)
-        pieces: tuple[Piece, ...] = ()
-        if row.transcript is not None:
-            if row.finish_reason is None:
-                row.transcript.take(token)
-            if row.transcript.stopped:
-                row.finish_reason = "stop"
-        if row.finish_reason is None and len(row.tokens) == row.most_tokens:
-            row.finish_reason = "length"
-        if row.transcript is not None:
-            if row.finish_reason is not None:
-                row.transcript.end()
-            pieces = row.transcript.drain()
-        of_id = () if logprob is None else (logprob,)
-        mask = 0 if forced else 1
-        return Update(row.request, row.sample, pieces, (token,), (mask,), of_id, prompt_logprobs, row.finish_reason)
-
-    def _watch_the_tool(self, row: Row, token: int) -> None:
-        if not row.params.tools:
-            return
-        marks = self.marks
-        if token == marks.python_start:
-            row.call = []
-        elif token == marks.python_end and row.call is not None:
-            answer = use_calculator(self.tokenizer.decode(row.call))
-            if answer is not None:
-                row.forced.extend([marks.output_start, *self.tokenizer.encode(answer), marks.output_end])
-            row.call = None
-        elif row.call is not None:
-            row.call.append(token)
+        updates = [row.take(token, logprob) for row, token, logprob in zip(rows, tokens, logprobs, strict=True)]
+        self._generated_tokens += sum(len(update.ids) for update in updates)
+        return updates
 
     def _score_prompt(self, row: Row, chunk: Chunk, hidden: torch.Tensor) -> None:
         """Note the logprobs of the prompt's ids behind each of the chunk's, from the model's output (T, C)."""

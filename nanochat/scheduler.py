@@ -5,82 +5,13 @@ them stand the rows of prompts that are being read. A row that has ended leaves 
 its slot; rows that wait join as soon as there is a slot, memory for their longest answer, and room in the step.
 """
 
-import random
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from nanochat.command import UserError
 from nanochat.kv_cache import Chunk, KVCache
 from nanochat.prefixes import LEAST_SHARED, Prefixes, common_length
-from nanochat.sampling import SamplingParams, Seen
-from nanochat.transcript import Piece, Transcript
-
-FinishReason = Literal["stop", "length", "cancelled", "error"]
-
-
-class ContextOverflow(UserError):
-    """The prompt leaves no room for an answer."""
-
-
-@dataclass(frozen=True)
-class TokenLogprob:
-    """An id's logarithm of its probability, and the likeliest ids in its place with theirs, likeliest first."""
-
-    id: int
-    logprob: float
-    top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one sample gained in one step."""
-
-    request: int
-    """The number that `submit` returned."""
-    sample: int
-    """Which of the request's n samples."""
-    pieces: tuple[Piece, ...] = ()
-    """Whole characters. They may lag behind the ids: half a character and what may become a stop text wait."""
-    ids: tuple[int, ...] = ()
-    """Sampled or forced by the tool; the id that ended the answer is among them."""
-    mask: tuple[int, ...] = ()
-    """1 where the id was sampled, 0 where it was forced."""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """One per id, when asked for."""
-    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
-    """Once, with the first update of sample 0, when asked for; None for the first id, which nothing precedes."""
-    finish_reason: FinishReason | None = None
-    """Why it ended, in its last update."""
-    error: str | None = None
-    """What went wrong, when the reason is `error`."""
-
-
-@dataclass(eq=False)
-class Row:
-    """One sample under way. `tokens` are the prompt's and the answer's ids."""
-
-    request: int
-    sample: int
-    params: SamplingParams
-    tokens: list[int]
-    prompt_tokens: int
-    room: int
-    random: random.Random
-    keep: bool
-    seen: Seen | None = None
-    transcript: Transcript | None = None
-    forced: deque[int] = field(default_factory=deque)
-    call: list[int] | None = None
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-    finish_reason: FinishReason | None = None
-    error: str | None = None
-
-    @property
-    def most_tokens(self) -> int:
-        """What prompt and answer may have together."""
-        return self.prompt_tokens + self.room
+from nanochat.rows import Row
 
 
 @dataclass(eq=False)
@@ -142,11 +73,12 @@ class Scheduler:
             fitting = max(fitting, 1)
         if fitting < 1:
             return None
+        soon = min(fitting, sum(map(len, self.waiting)))
         reader = Reader(group[:fitting], 0)
         del group[:fitting]
         if not group:
             self.waiting.popleft()
-        self.cache.reserve(slot + len(reader.rows), reader.rows[0].prompt_tokens)
+        self.cache.reserve(slot + soon, reader.rows[0].prompt_tokens)
         reader.start = self._share(reader.rows[0], slot)
         self.shared_tokens += reader.start
         return reader

@@ -13,8 +13,8 @@ from nanochat.serving.wire import Facts
 from nanochat.transcript import Piece
 
 if TYPE_CHECKING:
+    from nanochat.rows import TokenLogprob, Update
     from nanochat.sampling import SamplingParams
-    from nanochat.scheduler import TokenLogprob, Update
 
 SPECIALS = ["bos", "user_start", "user_end", "assistant_start", "assistant_end"]
 SPECIALS += ["python_start", "python_end", "output_start", "output_end"]
@@ -112,7 +112,7 @@ class FakeEngine:
 
     def submit(self, prompt: Sequence[int], params: "SamplingParams", n: int = 1) -> int:
         """Take a prompt."""
-        from nanochat.scheduler import ContextOverflow
+        from nanochat.rows import ContextOverflow
 
         if len(prompt) + (params.max_tokens > 0) > self.context_len:
             raise ContextOverflow(f"the prompt has {len(prompt)} tokens")
@@ -176,7 +176,7 @@ class FakeEngine:
         return text.rpartition("<|user_start|>")[2].partition("<|user_end|>")[0].removeprefix("<|bos|>")
 
     def _update(self, row: _Row) -> "Update":
-        from nanochat.scheduler import Update
+        from nanochat.rows import Update
 
         first = row.said == 0
         scored = row.params.prompt_logprobs
@@ -202,7 +202,7 @@ class FakeEngine:
 
 def logprob(id: int, alternatives: int) -> "TokenLogprob":
     """Every id has the same one, and others beside it are less likely."""
-    from nanochat.scheduler import TokenLogprob
+    from nanochat.rows import TokenLogprob
 
     return TokenLogprob(id, -0.25, tuple((id + place, -0.25 - place) for place in range(alternatives)))
 

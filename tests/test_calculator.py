@@ -44,6 +44,15 @@ from nanochat.calculator import MAX_LENGTH, use_calculator
         ("'banana' .count ( 'x' )", "0"),
         ("'Straße 🍓🍓'.count('🍓')", "2"),
         ("''.count('')", "1"),
+        ("len('strawberry')", "10"),
+        ("len ( '' ) + 1", "1"),
+        ("2 < 3", "True"),
+        ("2 > 3", "False"),
+        ("1 <= 1 != 2", "True"),
+        ("3 > 2 > 2", "False"),
+        ("0.1 + 0.2 >= 0.3", "True"),
+        ("1,000 == 10**3", "True"),
+        ("len('aa') == 'aa'.count('a')", "True"),
     ],
 )
 def test_arithmetic_and_letter_counts(expression: str, value: str) -> None:
@@ -99,7 +108,26 @@ def test_arithmetic_and_letter_counts(expression: str, value: str) -> None:
         "1if 1else 2",
         "1 and 2",
         "not 1",
-        "1 < 2",
+        "1 < 'a'",
+        "(1 < 2) + 1",
+        "-(1 < 2)",
+        "1 < (2 < 3)",
+        "1 < ",
+        "1 = 1",
+        "1 =< 1",
+        "1 <> 2",
+        "len",
+        "len(",
+        "len()",
+        "len(1)",
+        "len('a', 'b')",
+        "len(*'a')",
+        "len('a').real",
+        "len.count('a')",
+        "len(len)",
+        "length('a')",
+        "xlen('a')",
+        "len'a'",
         "1 is 1",
         "lambda: 1",
         "(lambda: 1)()",
@@ -226,10 +254,10 @@ def test_random_expressions_have_the_value_that_python_gives_them(expression: st
     assert "." not in ours or not float(ours).is_integer()
 
 
-@given(st.text(max_size=60) | st.text(st.sampled_from("0123456789.+-*/%() ,'\"\\countabe"), max_size=60))
+@given(st.text(max_size=60) | st.text(st.sampled_from("0123456789.+-*/%()<>=! ,'\"\\countlenabe"), max_size=60))
 def test_no_text_makes_it_fail_or_return_more_than_a_number(text: str) -> None:
     result = use_calculator(text)
-    assert result is None or math.isfinite(float(result))
+    assert result is None or result in ("True", "False") or math.isfinite(float(result))
     assert result is None or len(result) <= 101
 
 

@@ -8,8 +8,11 @@ from tiny import Reciter, tiny_model, tiny_tokenizer
 
 from nanochat import chat_format
 from nanochat.command import UserError
-from nanochat.engine import ContextOverflow, Engine, Piece
+from nanochat.engine import Engine
 from nanochat.gpt import GPT
+from nanochat.rows import ContextOverflow, Update
+from nanochat.sampling import SamplingParams
+from nanochat.transcript import Piece
 
 TOKENIZER = tiny_tokenizer()
 VOCAB = TOKENIZER.get_vocab_size()
@@ -36,6 +39,14 @@ def reciting(*scripts: Sequence[int], sequence_len: int = 64, after: int = END) 
     """Prompts [1], [1, 1], ... are answered by the first script, [2], ... by the second."""
     model = Reciter(dict(enumerate(scripts, start=1)), VOCAB, after, sequence_len)
     return Engine(model, TOKENIZER)  # type: ignore[arg-type]
+
+
+def run(engine: Engine) -> list[Update]:
+    """Everything that the engine has to tell."""
+    updates = []
+    while engine.busy:
+        updates += engine.step()
+    return updates
 
 
 @torch.no_grad()
@@ -92,7 +103,8 @@ def test_what_no_assistant_may_say_is_never_sampled(model: GPT) -> None:
     even = tiny_model(sequence_len=48, n_layer=1)
     with torch.no_grad():
         even.lm_head.weight.zero_()
-    sampled = {i for ids, _ in Engine(even, TOKENIZER).generate_batch([[BOS]], 300, 40) for i in ids}
+    answers = Engine(even, TOKENIZER).generate_batch([[BOS]], 300, 40)
+    sampled = {token for ids, mask in answers for token, own in zip(ids, mask, strict=True) if own}
     assert not sampled & set(UNSAYABLE)
     assert sampled == set(range(VOCAB)) - set(UNSAYABLE)
 
@@ -195,11 +207,33 @@ def test_rows_call_the_tool_at_their_own_time() -> None:
     ]
 
 
-@pytest.mark.parametrize("expression", ["import os", "1/0", "9**9**9**9", "", "(("])
-def test_an_expression_that_the_tool_refuses_forces_nothing(expression: str) -> None:
-    script = [*call(expression), 70, END]
-    [(ids, mask)] = reciting(script).generate_batch([[1]])
-    assert (ids, mask) == (script, [1] * len(script))
+@pytest.mark.parametrize(
+    ("expression", "mistake"),
+    [("import os", "'import' is not understood"), ("1/0", "division by zero"), ("((", "this is no expression")],
+)
+def test_a_mistake_comes_back_to_the_model_as_text(expression: str, mistake: str) -> None:
+    forced = answer(f"error: {mistake}")
+    script = [*call(expression), *[7] * len(forced), 70, END]
+    [(ids, mask)] = reciting(script, sequence_len=128).generate_batch([[1]])
+    assert ids == [*call(expression), *forced, 70, END]
+    assert mask == [1] * len(call(expression)) + [0] * len(forced) + [1, 1]
+
+
+def test_a_call_without_tools_forces_nothing() -> None:
+    script = [*call("1+1"), 70, END]
+    engine = reciting(script)
+    engine.submit([1], SamplingParams(tools=False))
+    assert [token for update in run(engine) for token in update.ids] == script
+
+
+def test_a_named_tool_answers_where_it_was_asked_for() -> None:
+    expression = "convert(2, 'km', 'm')"
+    script = [*call(expression), *[7] * len(answer("2000")), END]
+    model = Reciter({1: script}, VOCAB, END, 128)
+    engine = Engine(model, TOKENIZER, tools=["convert"])  # type: ignore[arg-type]
+    assert engine.generate_batch([[1]])[0][0] == [*call(expression), *answer("2000"), END]
+    with pytest.raises(UserError, match="no tool is called 'browse'"):
+        Engine(model, TOKENIZER, tools=["browse"])  # type: ignore[arg-type]
 
 
 def test_a_call_can_start_anew_and_an_end_without_a_start_is_nothing() -> None:

@@ -18,8 +18,8 @@ from nanochat.command import UserError
 from nanochat.serving.wire import Cancel, Facts, Failed, Gain, Inbox, Logprob, Ready, Refused, Report, Submit, pack
 
 if TYPE_CHECKING:
+    from nanochat.rows import TokenLogprob, Update
     from nanochat.sampling import SamplingParams
-    from nanochat.scheduler import TokenLogprob, Update
 
 STATS_EVERY_SECONDS = 0.5
 
@@ -121,8 +121,8 @@ class _Tasks:
 
     def submit(self, message: Submit) -> Refused | None:
         """Give a task to the engine, or say why it does not take it."""
+        from nanochat.rows import ContextOverflow
         from nanochat.sampling import SamplingParams
-        from nanochat.scheduler import ContextOverflow
 
         try:
             request = self._engine.submit(message.prompt, SamplingParams(**message.sampling), message.n)
