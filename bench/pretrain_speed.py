@@ -6,7 +6,7 @@ measured once with an empty cache of compiled code, which gives the time of the 
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any, Literal
@@ -37,7 +37,7 @@ class Row:
 
 
 ROWS = {
-    "d4": Row(4, 8192, 16, (2, 4, 8, 16)),
+    "d4": Row(4, 8192, 16, (4, 8, 16)),
     "d4_one_row": Row(4, 8192, 1, (1,), peers=("kept",)),
     "d4_accumulated": Row(4, 8192, 16, (1,), peers=("kept",)),
     "d6": Row(6, 32_768, 32, (4, 8), peers=("kept",)),
@@ -63,7 +63,13 @@ def measured(lines: Lines, rows: dict[str, Row], rounds: int, seconds: float) ->
     """Medians by row and contender; the contenders of a row take turns."""
     found: Found = {}
     for name, row in rows.items():
-        chosen = {who: chosen_micro(lines, who, job, row.micro) for who, job in contenders(row).items()}
+        trials = {who: tried(lines, who, job, row.micro) for who, job in contenders(row).items()}
+        chosen = {
+            who: replace(
+                job, micro=smallest_of_fast({micro: t["tokens_per_second"] for micro, t in trials[who].items()})
+            )
+            for who, job in contenders(row).items()
+        }
         runs: dict[str, list[dict[str, Any]]] = {who: [] for who in chosen}
         for number in range(1, rounds + 1):
             for who, job in chosen.items():
@@ -75,7 +81,9 @@ def measured(lines: Lines, rows: dict[str, Row], rounds: int, seconds: float) ->
                     f"cores had {result['cpu_share']:.0%}",
                     flush=True,
                 )
-        found[name] = {who: {"micro": chosen[who].micro, **medians(of_who)} for who, of_who in runs.items()}
+        found[name] = {
+            who: {"micro": chosen[who].micro, "trials": trials[who], **medians(of_who)} for who, of_who in runs.items()
+        }
         for dtype in row.dtypes:
             compiled, eager = f"ours.{dtype}.compiled", f"ours.{dtype}.eager"
             cold = cold_start(lines, chosen[compiled])
@@ -91,15 +99,15 @@ def measured(lines: Lines, rows: dict[str, Row], rounds: int, seconds: float) ->
     return found
 
 
-def chosen_micro(lines: Lines, who: str, job: Speed, sizes: Iterable[int]) -> Speed:
-    """The job with its micro-batch, found by short trials where there is a choice."""
-    jobs = [replace(job, micro=size, seconds=2.0) for size in sizes]
-    if len(jobs) == 1:
-        return jobs[0]
-    rates = {each.micro: timed(lines, each, 0)["tokens_per_second"] for each in jobs}
-    size = smallest_of_fast(rates)
-    print(f"{who}: {size} rows of {', '.join(f'{s}: {rate:,.0f}' for s, rate in rates.items())} tokens/s", flush=True)
-    return replace(job, micro=size)
+def tried(lines: Lines, who: str, job: Speed, sizes: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Speed and memory by the size of the micro-batch, from short trials."""
+    kept = ("tokens_per_second", "memory_bytes")
+    trials = {
+        size: {key: timed(lines, replace(job, micro=size, seconds=2.0), 0)[key] for key in kept} for size in sizes
+    }
+    told = (f"{size}: {t['tokens_per_second']:,.0f} in {t['memory_bytes'] / 1e9:.2f} GB" for size, t in trials.items())
+    print(f"{who:26} by rows of a micro-batch, tokens/s {', '.join(told)}", flush=True)
+    return trials
 
 
 def smallest_of_fast(rates: dict[int, float], slack: float = 0.02) -> int:
@@ -140,13 +148,11 @@ def pays_after(first_seconds: float, compiled_step: float, eager_step: float) ->
     return max(0.0, (first_seconds / compiled_step - 1) / (1 / compiled_step - 1 / eager_step))
 
 
-def ratio(found: Found, dtype: str, row: str = "d4") -> float | None:
-    """Our best mode over the peer's better setting; None where either was not measured."""
-    best = {
-        side: [r["tokens_per_second"] for who, r in found.get(row, {}).items() if who.startswith(f"{side}.{dtype}.")]
-        for side in ("ours", "transformers")
-    }
-    return max(best["ours"]) / max(best["transformers"]) if all(best.values()) else None
+def ratio(found: Found, ours: str, theirs: str, row: str = "d4") -> float | None:
+    """The fastest of ours over the fastest of the peer's settings, by how their names begin; None without one."""
+    speeds = {who: result["tokens_per_second"] for who, result in found.get(row, {}).items()}
+    us, them = ([rate for who, rate in speeds.items() if who.startswith(start)] for start in (ours, theirs))
+    return max(us) / max(them) if us and them else None
 
 
 def targets(found: Found) -> dict[str, dict[str, Any]]:
@@ -163,8 +169,8 @@ def targets(found: Found) -> dict[str, dict[str, Any]]:
         "d4_accumulated": (8_300, of("d4_accumulated", "compiled", "tokens_per_second")),
         "d6_compiled": (3_800, of("d6", "compiled", "tokens_per_second")),
         "d8_mfu": (0.35, of("d8", "compiled", "mfu")),
-        "vs_transformers_float32": (3.0, ratio(found, "float32")),
-        "vs_transformers_bfloat16": (1.8, ratio(found, "bfloat16")),
+        "vs_transformers_float32": (3.0, ratio(found, "ours.", "transformers.float32.")),
+        "vs_transformers_bfloat16": (1.8, ratio(found, "ours.", "transformers.bfloat16.")),
     }
     at_most = {
         "d4_memory_bytes": (0.7e9, of("d4", "compiled", "cold_memory_bytes")),

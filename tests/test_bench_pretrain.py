@@ -146,8 +146,10 @@ def test_contenders_take_turns_with_the_smallest_micro_batch_that_is_fast(
     rounds = [job for job in calls if job.seconds == 10.0]
     assert rounds[:4] == rounds[4:]
     assert len({(job.contender, job.compiled, job.keeps_memory) for job in rounds[:4]}) == 4
-    assert speed.ratio(found, "bfloat16") == 8.0
-    assert speed.ratio(found, "float32") is None
+    trials = found["d4"]["ours.bfloat16.eager"]["trials"]
+    assert {size: trial["tokens_per_second"] for size, trial in trials.items()} == {1: 500.0, 2: 990.0, 4: 1000.0}
+    assert speed.ratio(found, "ours.", "transformers.bfloat16.") == 8.0
+    assert speed.ratio(found, "ours.", "transformers.float32.") is None
     told = speed.targets(found)
     assert told["vs_transformers_bfloat16"] == {"target": 1.8, "measured": 8.0, "reached": True}
     assert told["d4_compiled"]["reached"] is False
@@ -261,26 +263,34 @@ def test_no_measurement_is_made_twice_and_a_torn_line_counts_for_nothing(bench: 
 def test_the_last_line_has_its_keys_and_tells_what_was_measured_earlier(
     bench: ModuleType, text: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    rates = {("ours", "bfloat16"): 500.0, ("ours", "float32"): 300.0, ("transformers", "bfloat16"): 250.0}
     monkeypatch.setattr(
-        bench.speed, "run_worker", lambda job, **_: speed_of(500.0 if job.contender == "ours" else 250.0)
+        bench.speed, "run_worker", lambda job, **_: speed_of(rates.get((job.contender, job.dtype), 200.0))
     )
     config = bench.Config(only="speed", quick=True, text=text, out=tmp_path / "out")
     bench.main(config)
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told.keys() == {"bench", "ratios", "figures", "machine"}
     assert told["ratios"] == {
-        "tokens_vs_transformers_float32": 2.0, "tokens_vs_transformers_bfloat16": 2.0,
+        "tokens_vs_transformers_float32": 2.5, "tokens_vs_transformers_bfloat16": 2.0,
+        "float32_tokens_vs_transformers_float32": 1.5,
         "bpb_at_two_thirds_of_the_tokens": None, "bpb_at_two_thirds_of_the_tokens_long": None,
     }  # fmt: skip
     assert told["figures"]["quality"] == told["figures"]["time"] == {}
 
     curve = [{"step": n, "tokens": 100 * n, "seconds": 200.0 * n, "bpb": 1.5 - 0.03 * n} for n in (1, 2, 3)]
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
-    monkeypatch.setattr(bench.quality, "timed_run", lambda flags, every, tokens: {"curve": curve})
+    runs: list[str] = []
+    monkeypatch.setattr(bench.quality, "timed_run", lambda flags, every, tokens: runs.append(flags) or {"curve": curve})
     bench.main(replace(config, only="time", vocab_size=280, plot=True))
     later = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert later["ratios"] == told["ratios"]
     assert (later["figures"]["time"]["seconds_to_target"], later["figures"]["time"]["reached"]) == (600.0, True)
+    bench.main(replace(config, only="time", vocab_size=280))
+    assert len(runs) == 1
+    bench.main(replace(config, only="time", vocab_size=280, fresh=True))
+    assert len(runs) == 2
+    assert (tmp_path / "out" / "speed.jsonl").exists()
     assert (tmp_path / "out" / "pretrain.png").stat().st_size > 10_000
     drawn = (tmp_path / "out" / "pretrain_time.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in drawn] == curve
