@@ -2,13 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
+from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of
 from page_server import DESK, LONG_SECONDS, PHONE, WAIT, Script, answer, ask, asked, finished, refusal, running
 from playwright.sync_api import Page, Route, expect
 
-from nanochat.conversation import Conversation
+from nanochat.conversation import Conversation, Part
+from nanochat.serving.app import create_app
 from nanochat.serving.page import build_page
 
 pytest_plugins = ["page_fixtures"]
@@ -62,6 +65,19 @@ def test_a_tool_call_is_a_card_and_the_next_question_carries_it(open_page: Open,
     parts.append(("text", "\n137 times 46 is 6302."))
     said = [{"type": kind, "text": text} for kind, text in parts]
     assert script.said == [("user", "What is 137 * 46?"), ("assistant", said), ("user", "Sure?")]
+
+
+def test_a_call_that_was_stopped_is_shown_and_not_said_again(open_page: Open, script: Script):
+    """The server would refuse a call that has no result."""
+    script.answer = lambda _: [("text", "Well: "), ("python", "1+"), WAIT]
+    page = open_page()
+    ask(page, "add")
+    expect(page.locator(".tool .input")).to_have_text("1+")
+    page.get_by_label("Stop the answer").click()
+    expect(page.locator(".tool")).to_have_count(1)
+    script.answer = words("yes")
+    asked(page, "go on")
+    assert script.said == [("user", "add"), ("assistant", "Well: "), ("user", "go on")]
 
 
 def test_calls_without_a_result_and_results_without_a_call_are_shown(open_page: Open, script: Script):
@@ -352,3 +368,61 @@ def test_the_page_works_below_a_path(open_page: Open, page_server):
         page = open_page(f"{url}chat/")
         asked(page, "hello")
         expect(answer(page)).to_contain_text("You said: hello")
+
+
+@both_sizes
+def test_the_page_and_the_real_server_understand_one_another(open_page: Open, size: dict):
+    engine = FakeEngine()
+    with live_server(create_app(pool_of(engine), FakeTokenizer(), name="nanochat-d4")) as url:
+        page = open_page(f"{url}/", viewport=size)
+        expect(page.locator("#model")).to_have_text("nanochat-d4")
+        page.get_by_role("button", name="Settings").click()
+        expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "0.6")
+        page.get_by_label("System text").fill("Be brief.")
+        page.get_by_label("Top p").fill("0.5")
+        page.get_by_label("Min p").fill("0.125")
+        page.get_by_label("Repetition penalty").fill("1.5")
+        page.keyboard.press("Escape")
+        asked(page, "What is 137 * 46?")
+        page.get_by_role("button", name="Settings").click()
+        page.get_by_label("System text").fill("")
+        page.keyboard.press("Escape")
+        page.get_by_label("Answer again").click()
+        expect(page.locator(".tool .input")).to_have_text("137*46")
+        expect(page.locator(".tool .result")).to_have_text("6302")
+        expect(answer(page)).to_contain_text("137 times 46 is 6302.")
+        finished(page)
+        expect(answer(page).locator(".speed")).to_contain_text("tokens")
+        asked(page, "Sure?")
+        expect(answer(page)).to_contain_text("You said: Sure?")
+        said = FakeTokenizer().decode(engine.prompts[-1])
+        assert "<|python_start|>137*46<|python_end|><|output_start|>6302<|output_end|>137 times 46 is 6302." in said
+        assert FakeTokenizer().decode(engine.prompts[0]).startswith("<|bos|><|user_start|>Be brief.")
+        assert (engine.params[0].top_p, engine.params[0].min_p, engine.params[0].repetition_penalty) == (
+            0.5,
+            0.125,
+            1.5,
+        )
+        engine.context_len = 30
+        asked(page, "x" * 2000)
+        expect(page.get_by_role("alert")).to_contain_text("shorten it")
+
+
+def test_the_real_server_asks_for_its_key_and_ends_what_nobody_reads(open_page: Open):
+    def endless(_: str) -> Iterator[Part]:
+        while True:
+            time.sleep(0.002)
+            yield Part("text", "x")
+
+    engine = FakeEngine(endless, context_len=10**6)
+    with live_server(create_app(pool_of(engine), FakeTokenizer(), api_key="sesame")) as url:
+        page = open_page(f"{url}/")
+        asked(page, "hello")
+        page.get_by_label("Key", exact=True).fill("sesame")
+        page.keyboard.press("Escape")
+        page.get_by_role("button", name="Try again").click()
+        expect(answer(page)).to_contain_text("xxx")
+        page.get_by_label("Stop the answer").click()
+        page.wait_for_function(
+            "async () => (await (await fetch('health')).json()).running === 0", timeout=LONG_SECONDS * 1000
+        )

@@ -45,7 +45,7 @@ function turnOf(message, index) {
   const run = runs.get(chat.id);
   const turn = message.role === "user" ? questionTurn(message, index, turnActs) : answerTurn(message, isLast ? run : undefined, isLast, turnActs);
   const answer = message.role === "user" ? chat.messages[index + 1] : message;
-  turn.classList.toggle("unanswered", answer.parts.length === 0 && !(run && index >= chat.messages.length - 2));
+  turn.classList.toggle("unanswered", !isAnswered(answer) && !(run && index >= chat.messages.length - 2));
   return turn;
 }
 
@@ -108,7 +108,7 @@ function redraw(run) {
 // --- asking
 
 function ask(text) {
-  if (chat.messages.at(-1)?.parts.length === 0) chat.messages.splice(-2); // a question without an answer makes way
+  if (chat.messages.length && !isAnswered(chat.messages.at(-1))) chat.messages.splice(-2); // a question without an answer makes way
   chat.title ||= text.split("\n", 1)[0].slice(0, 120);
   chat.messages.push({ role: "user", text });
   answer(chat);

@@ -6,14 +6,24 @@
 function plainMessages(chat) {
   const plain = chat.system.trim() ? [{ role: "system", content: chat.system }] : [];
   chat.messages.forEach((message, i) => {
-    const answered = message.role === "assistant" || !chat.messages[i + 1] || chat.messages[i + 1].parts.length;
-    if (message.role === "user" && answered) plain.push({ role: "user", content: message.text });
-    if (message.role === "assistant" && message.parts.length) plain.push({ role: "assistant", content: plainParts(message.parts) });
+    const answer = chat.messages[i + 1];
+    if (message.role === "user" && (!answer || isAnswered(answer))) plain.push({ role: "user", content: message.text });
+    if (message.role === "assistant" && isAnswered(message)) plain.push({ role: "assistant", content: plainContent(message) });
   });
   return plain;
 }
 
-const plainParts = (parts) => (parts.every((part) => part.type === "text") ? spoken(parts) : parts);
+// Without a call of the tool that was stopped before its result.
+function finishedParts({ parts }) {
+  return parts.slice(0, parts.findLastIndex((part) => part.type !== "python") + 1);
+}
+
+function plainContent(message) {
+  const parts = finishedParts(message);
+  return parts.every((part) => part.type === "text") ? spoken(parts) : parts;
+}
+
+const isAnswered = (message) => finishedParts(message).length > 0;
 const spoken = (parts) => parts.map((part) => (part.type === "text" ? part.text : "")).join("");
 
 // What `python -m scripts.chat_cli` loads and nanochat's training reads: one line, {"messages": [{role, content}, ...]}.
