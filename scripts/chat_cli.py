@@ -2,7 +2,7 @@
 
     python -m scripts.chat_cli
     python -m scripts.chat_cli -p "What is the capital of France?"
-    python -m scripts.chat_cli --json -p - < question.txt
+    python -m scripts.chat_cli --json -p -
 
 Without -i it takes the sft checkpoint, else mid, else base; a base model continues the text instead of answering.
 """

@@ -1,20 +1,25 @@
 """The page in a real browser: asking, answers, their tools, and all that a person may do with them."""
 
+import importlib.util
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of
 from page_server import DESK, LONG_SECONDS, PHONE, WAIT, Script, answer, ask, asked, finished, refusal, running
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
+from nanochat.command import UserError
 from nanochat.conversation import Conversation, Part
 from nanochat.serving.app import create_app
 from nanochat.serving.page import build_page
 
 pytest_plugins = ["page_fixtures"]
+ROOT = Path(__file__).parent.parent
 Open = Callable[..., Page]
 both_sizes = pytest.mark.parametrize("size", [PHONE, DESK], ids=["390", "1280"])
 
@@ -368,6 +373,22 @@ def test_the_page_works_below_a_path(open_page: Open, page_server):
         page = open_page(f"{url}chat/")
         asked(page, "hello")
         expect(answer(page)).to_contain_text("You said: hello")
+
+
+def test_the_readmes_pictures_are_taken_by_a_script(browser: Browser, page_server, script: Script, tmp_path: Path):
+    spec = importlib.util.spec_from_file_location("screenshots", ROOT / "dev" / "screenshots.py")
+    assert spec is not None
+    screenshots = importlib.util.module_from_spec(spec)
+    sys.modules["screenshots"] = screenshots
+    spec.loader.exec_module(screenshots)
+    taken = screenshots.take(browser, page_server.url, tmp_path)
+    assert sorted(path.name for path in taken) == sorted(path.name for path in (ROOT / "docs").glob("page*.png"))
+    assert max(path.stat().st_size for path in [*taken, *(ROOT / "docs").glob("*.png")]) < 200_000
+    script.refusals = [refusal(500, "the model failed")]
+    with pytest.raises(UserError, match=r"the server failed: The model failed\."):
+        screenshots.take(browser, page_server.url, tmp_path)
+    with pytest.raises(UserError, match=re.escape("start `python -m scripts.chat_web` first")):
+        screenshots.take(browser, "http://127.0.0.1:9/", tmp_path)
 
 
 @both_sizes

@@ -89,7 +89,6 @@ def test_all_is_reached_by_the_keyboard_alone(open_page: Open, script: Script):
     assert {
         "Settings",
         "This chat",
-        "Copy the question",
         "Edit and send again",
         "Copy the answer",
         "Answer again",

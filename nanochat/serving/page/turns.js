@@ -4,7 +4,7 @@
 // A question; `acts.edit(form)` is asked to put an editor in its place.
 function questionTurn(message, index, acts) {
   const bubble = element("div", "bubble", message.text);
-  const actions = element("div", "actions", copyButton("Copy the question", () => message.text));
+  const actions = element("div", "actions");
   const turn = element("article", "turn user", element("span", "hidden", "You said:"), bubble, actions);
   const edit = iconButton("edit", "Edit and send again", () => {
     turn.classList.add("editing");
