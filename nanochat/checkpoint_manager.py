@@ -22,8 +22,9 @@ from nanochat import paths
 from nanochat.checkpoint_files import Meta, sha256_of, step_of, steps_of, verify
 from nanochat.command import UserError
 from nanochat.gpt import GPT
-from nanochat.gpt_config import GPTConfig
+from nanochat.gpt_config import GPTConfig, Weights
 from nanochat.log import print0
+from nanochat.quantize import prepare
 from nanochat.runtime import Runtime
 from nanochat.tokenizer import RustBPETokenizer, get_tokenizer
 
@@ -104,12 +105,17 @@ def load_state(checkpoint: Checkpoint) -> dict[str, object]:
 
 
 def load_model(
-    stage: str, runtime: Runtime, model_tag: str | None = None, step: int | None = None, for_training: bool = False
+    stage: str,
+    runtime: Runtime,
+    model_tag: str | None = None,
+    step: int | None = None,
+    for_training: bool = False,
+    weights: Weights | None = None,
 ) -> tuple[GPT, RustBPETokenizer, Meta]:
     """A checkpoint's model on the device, its tokenizer, and what is known about it.
 
-    For inference the weights are held in the runtime's format; `for_training` keeps them in float32. Says what was
-    wrong with newer steps that had to be passed over. Raises UserError.
+    For inference the weights are held as `weights` says, without it in the runtime's format; `for_training` keeps them
+    in float32. Says what was wrong with newer steps that had to be passed over. Raises UserError.
     """
     checkpoint = find_checkpoint(stage, model_tag, step)
     for complaint in checkpoint.skipped:
@@ -130,8 +136,10 @@ def load_model(
         raise UserError(f"{checkpoint.folder} does not fit its own meta.json: {', '.join(wrong[:3])} differ")
     model.load_state_dict(state)
     if not for_training:
-        model.cast_(runtime.dtype).eval()
-    known: Meta = {"step": checkpoint.step, "tag": checkpoint.tag, "stage": stage}
+        model = prepare(model, weights)
+        model.cast_(model.dtype)
+    held = weights or str(model.dtype).removeprefix("torch.")
+    known: Meta = {"step": checkpoint.step, "tag": checkpoint.tag, "stage": stage, "weights": held}
     return model, tokenizer, {**checkpoint.meta, **known}
 
 

@@ -71,17 +71,18 @@ class Quantized(nn.Module):
         return self.kernel(x.view(-1, inputs)).view(*x.shape[:-1], -1)
 
 
-def prepare(model: GPT, weights: Weights, few_rows: int | None = None) -> GPT:
+def prepare(model: GPT, weights: Weights | None = None, few_rows: int | None = None) -> GPT:
     """A model that computes what `model` does, with weights of its own in another form; for inference only.
 
-    It shares the tables (embedding, tricks) with `model`. int8 and int4 keep the number format of `model` for what
-    they multiply with. `few_rows` is how many tokens at most go through the integer kernels; without it that is
-    measured, so that two runs may differ in rounding. Raises UserError for a format or a shape that is not supported.
+    It shares the tables (embedding, tricks) with `model`. Without `weights`, and beside int8 and int4, numbers are in
+    the format that `model` multiplies in. `few_rows` is how many tokens at most go through the integer kernels;
+    without it that is measured, so that two runs may differ in rounding. Raises UserError for a format that is
+    unknown or does not fit the model's widths.
     """
-    if weights not in get_args(Weights):
+    if weights is not None and weights not in get_args(Weights):
         raise UserError(f"--weights={weights} is unknown; allowed are {', '.join(get_args(Weights))}")
-    dtype = _FLOATS.get(weights, model.dtype)
-    of_layers = {"int8": _int8, "int4": _int4}.get(weights, _dense)
+    dtype = _FLOATS.get(weights or "", model.dtype)
+    of_layers = {"int8": _int8, "int4": _int4}.get(weights or "", _dense)
     of_head = _int8 if weights == "int4" else of_layers
     with torch.no_grad():
         with torch.device("meta"):

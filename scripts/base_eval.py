@@ -14,6 +14,7 @@ from nanochat import command, report, tinyworld
 from nanochat.checkpoint_manager import load_model
 from nanochat.core_eval import CoreTask, Kind, core_metric, evaluate_core_task, read_bundle, read_rows
 from nanochat.engine import Engine
+from nanochat.gpt_config import Weights
 from nanochat.log import print0, progress
 from nanochat.paths import core_dir
 from nanochat.report import Score, Stage
@@ -44,6 +45,8 @@ class Config:
     """cuda, mps or cpu; empty: the best there is."""
     dtype: str = "auto"
     """Format of matrix products: auto, bfloat16 or float32."""
+    weights: Weights | None = None
+    """How the matrices are held; unset: in the format of --dtype."""
     dry_run: bool = False
     """Print what would be evaluated and end."""
 
@@ -53,7 +56,9 @@ def main(config: Config) -> None:
     with Runtime.start(config.device_type, config.dtype) as runtime:
         bundle = core_dir()
         tasks = read_bundle(bundle) if (bundle / "core.yaml").is_file() else []
-        model, tokenizer, meta = load_model(config.source, runtime, config.model_tag, config.step)
+        model, tokenizer, meta = load_model(
+            config.source, runtime, config.model_tag, config.step, weights=config.weights
+        )
         what = f"CORE from {bundle}" if tasks else f"tinyworld's rows (CORE is left out: no bundle in {bundle})"
         print0(f"base_eval of {config.source} {meta['tag']} step {meta['step']}: {what}")
         if config.dry_run:
@@ -77,7 +82,8 @@ def main(config: Config) -> None:
             [(sampled, _)] = engine.generate_batch([ids], max_tokens=config.sample_tokens, temperature=0)
             samples[prompt] = tokenizer.decode([i for i in sampled if i != ids[0]])
             print0(f"sample: {prompt}|{samples[prompt]}")
-        facts = {"model": f"{meta['tag']} step {meta['step']}", "evaluated": what, "samples": samples,
+        facts = {"model": f"{meta['tag']} step {meta['step']}", "weights": meta["weights"],
+                 "evaluated": what, "samples": samples,
                  "device": runtime.device_name}  # fmt: skip
         report.add_section("base_eval", facts, scores)
 

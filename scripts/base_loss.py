@@ -11,6 +11,7 @@ from tyro.conf import arg
 
 from nanochat import command, dataset, report
 from nanochat.checkpoint_manager import load_model
+from nanochat.gpt_config import Weights
 from nanochat.log import print0
 from nanochat.plan import plan_training
 from nanochat.report import Score, Stage
@@ -38,6 +39,8 @@ class Config:
     """cuda, mps or cpu; empty: the best there is."""
     dtype: str = "auto"
     """Format of matrix products: auto, bfloat16 or float32."""
+    weights: tuple[Weights, ...] = ()
+    """How the matrices are held, one after the other; unset: in the format of --dtype."""
     dry_run: bool = False
     """Print what would be measured and end."""
 
@@ -45,22 +48,30 @@ class Config:
 def main(config: Config) -> None:
     """Load, measure both splits, print."""
     with Runtime.start(config.device_type, config.dtype) as runtime:
-        model, tokenizer, meta = load_model(config.source, runtime, config.model_tag, config.step)
-        source = config.data or str(meta.get("source") or dataset.default_source())
-        print0(f"base_loss of {config.source} {meta['tag']} step {meta['step']} on {source!r}")
+        scores = []
+        for weights in config.weights or (None,):
+            model, tokenizer, meta = load_model(config.source, runtime, config.model_tag, config.step, weights=weights)
+            source = config.data or str(meta.get("source") or dataset.default_source())
+            held = meta["weights"]
+            print0(f"base_loss of {config.source} {meta['tag']} step {meta['step']} in {held} on {source!r}")
+            if config.dry_run:
+                continue
+            plan = plan_training(
+                model.config, device_batch_size=config.device_batch_size, world_size=runtime.world_size,
+                total_batch_size=None, num_iterations=1, target_param_data_ratio=0.0, matrix_lr=0.0, embedding_lr=0.0,
+                unembedding_lr=0.0,
+            )  # fmt: skip
+            for split in get_args(dataset.Split):
+                result = Validation(config.eval_tokens, plan, tokenizer, source, runtime, split).measure(model)
+                print0(
+                    f"{split:<6} {result.bpb:.4f} bits per byte, loss {result.loss:.4f} over {result.tokens:,} tokens"
+                )
+                label = f"{split} bpb" if len(config.weights) < 2 else f"{split} bpb in {held}"
+                scores.append(Score(label, config.source, result.bpb, result.tokens))
         if config.dry_run:
             return
-        plan = plan_training(
-            model.config, device_batch_size=config.device_batch_size, world_size=runtime.world_size,
-            total_batch_size=None, num_iterations=1, target_param_data_ratio=0.0, matrix_lr=0.0, embedding_lr=0.0,
-            unembedding_lr=0.0,
-        )  # fmt: skip
-        scores = []
-        for split in get_args(dataset.Split):
-            result = Validation(config.eval_tokens, plan, tokenizer, source, runtime, split).measure(model)
-            print0(f"{split:<6} {result.bpb:.4f} bits per byte, loss {result.loss:.4f} over {result.tokens:,} tokens")
-            scores.append(Score(f"{split} bpb", config.source, result.bpb, result.tokens))
-        facts = {"model": f"{meta['tag']} step {meta['step']}", "data": source, "device": runtime.device_name}
+        facts = {"model": f"{meta['tag']} step {meta['step']}", "data": source, "device": runtime.device_name,
+                 "weights": ", ".join(config.weights) or held}  # fmt: skip
         report.add_section("base_loss", facts, scores)
 
 

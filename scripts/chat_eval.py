@@ -13,6 +13,7 @@ from nanochat import command, report
 from nanochat.checkpoint_manager import load_model
 from nanochat.command import UserError
 from nanochat.engine import Engine
+from nanochat.gpt_config import Weights
 from nanochat.log import print0, progress
 from nanochat.report import Stage
 from nanochat.runtime import Runtime
@@ -52,6 +53,8 @@ class Config:
     """cuda, mps or cpu; empty: the best there is."""
     dtype: str = "auto"
     """Format of matrix products: auto, bfloat16 or float32."""
+    weights: Weights | None = None
+    """How the matrices are held; unset: in the format of --dtype."""
     seed: int = 42
     """Of the samples."""
     dry_run: bool = False
@@ -64,7 +67,9 @@ def main(config: Config) -> None:
         raise UserError("-a needs at least one task, such as `-a GSM8K MMLU`")
     with Runtime.start(config.device_type, config.dtype, config.seed) as runtime:
         tasks = {name: load_task(name, "test", unsafe_exec=config.unsafe_exec) for name in config.tasks}
-        model, tokenizer, meta = load_model(config.source, runtime, config.model_tag, config.step)
+        model, tokenizer, meta = load_model(
+            config.source, runtime, config.model_tag, config.step, weights=config.weights
+        )
         print0(f"chat_eval of {config.source} {meta['tag']} step {meta['step']}")
         for name, task in tasks.items():
             print0(f"  {name}: {len(task):,} problems, {task.eval_type}")
@@ -83,7 +88,8 @@ def main(config: Config) -> None:
             bar.close()
             print0(f"{name:<16} {score.value:7.2%}  ({score.low:.1%} to {score.high:.1%}, {score.count:,} problems)")
             scores.append(score)
-        facts = {"model": f"{meta['tag']} step {meta['step']}", "temperature": config.temperature,
+        facts = {"model": f"{meta['tag']} step {meta['step']}", "weights": meta["weights"],
+                 "temperature": config.temperature,
                  "device": runtime.device_name, "unsafe_exec": config.unsafe_exec}  # fmt: skip
         report.add_section(f"chat_eval_{config.source}", facts, scores)
 

@@ -150,7 +150,7 @@ def test_a_model_comes_back_with_its_logits_tokenizer_and_facts(base_dir: Path) 
     model, tokenizer, meta = load_model("base", CPU)
     ids = torch.tensor([tokenizer.encode(TEXT)[:40]])
     with torch.no_grad():
-        assert torch.equal(model(ids), tiny_model(n_layer=1)(ids))
+        torch.testing.assert_close(model(ids), tiny_model(n_layer=1)(ids), atol=1e-5, rtol=0)
     assert not model.training
     assert (meta["stage"], meta["tag"], meta["step"], meta["source"]) == ("base", "d1", 5, "prose")
 
@@ -163,6 +163,20 @@ def test_weights_are_held_in_the_runtimes_format_for_inference_and_in_float32_fo
     assert {p.dtype for p in trained.parameters()} == {torch.float32}
     assert trained.training
     assert all(torch.equal(p, q) for p, q in zip(trained.parameters(), tiny_model(n_layer=1).parameters(), strict=True))
+
+
+def test_weights_are_held_as_asked_for(base_dir: Path) -> None:
+    save_model()
+    runtime = Runtime(torch.device("cpu"), torch.bfloat16)
+    kinds = {}
+    for weights in (None, "float32", "int8"):
+        model, _, meta = load_model("base", runtime, weights=weights)  # type: ignore[arg-type]
+        kinds[meta["weights"]] = (model.dtype, type(model.lm_head).__name__)
+    assert kinds == {
+        "bfloat16": (torch.bfloat16, "Dense"),
+        "float32": (torch.float32, "Dense"),
+        "int8": (torch.bfloat16, "Quantized"),
+    }
 
 
 def test_steps_that_had_to_be_passed_over_are_told_to_who_loads(

@@ -24,6 +24,7 @@ from scripts import (
 )
 
 WORLD = ("TinyChat", "TinyMath", "SpellingBee")
+FORMATS = ("float32", "bfloat16", "int8", "int4")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             base_train.Config(depth=2, max_seq_len=128, device_batch_size=4, total_batch_size=1024, num_iterations=30,
                               eval_every=15, eval_tokens=4096, sample_every=30, compile="off")
         )  # fmt: skip
-        base_loss.main(base_loss.Config(device_batch_size=4, eval_tokens=4096))
+        base_loss.main(base_loss.Config(device_batch_size=4, eval_tokens=4096, weights=FORMATS))
         base_eval.main(base_eval.Config(world_rows=8, sample_tokens=4))
         mid_train.main(mid_train.Config(tasks=WORLD, device_batch_size=4, num_iterations=6, eval_every=3))
         chat_sft.main(chat_sft.Config(tasks=WORLD, device_batch_size=4, num_iterations=4, eval_every=2))
@@ -88,6 +89,16 @@ def test_the_report_has_a_section_for_every_stage_the_scores_and_the_curves(in_t
     assert all(column in table for column in ("BASE", "MID", "SFT", "RL"))
     assert "TinyFacts" in table
     assert list((in_trained / "base" / "report").glob("*.png"))
+
+
+@pytest.mark.slow
+def test_the_report_tells_what_each_format_of_the_weights_costs(in_trained: Path) -> None:
+    [section] = [section for section in report.sections() if section.name == "base_loss"]
+    bpb = {score.task.removeprefix("val bpb in "): score.value for score in section.scores if "val" in score.task}
+    assert bpb.keys() == set(FORMATS)
+    assert bpb["bfloat16"] == pytest.approx(bpb["float32"], rel=0.002)
+    assert bpb["int8"] == pytest.approx(bpb["bfloat16"], rel=0.002)
+    assert bpb["int4"] == pytest.approx(bpb["bfloat16"], rel=0.05)
 
 
 @pytest.mark.slow
