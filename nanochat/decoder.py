@@ -48,7 +48,7 @@ class Decoder:
             q, k = norms.turn(turned).split((config.n_head, config.n_kv_head), dim=1)
             x = x + layer.c_proj(reading.attend(number, q, k, values))
             x = x + layer.mlp(norms.norm(x))
-        return norms.norm(tricks.leave(x, middle))
+        return rms_norm(tricks.leave(x, middle), config.norm_eps)
 
     def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., V) in any format, before they are squeezed, which leaves their order as it is."""
@@ -125,7 +125,7 @@ class _FewCalls:
         self.head_lengths = self.cosine.new_full((tokens * heads, 1), self.width**0.5)
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C) to the same with a mean square of 1; nothing stays nothing."""
+        """(N, C) to the same with a mean square of 1; nothing stays nothing, and what is no number becomes it."""
         return torch._weight_norm_interface(x, self.stream_lengths, 0)[0].nan_to_num_()
 
     def turn(self, x: torch.Tensor) -> torch.Tensor:

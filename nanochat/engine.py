@@ -19,9 +19,10 @@ import torch
 
 from nanochat.command import UserError
 from nanochat.decoder import Decoder
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, Linear
 from nanochat.hardware import available_memory_bytes
 from nanochat.kv_cache import Chunk, KVCache, Reading
+from nanochat.quantize import prepare
 from nanochat.rows import ContextOverflow, Row, Speech, TokenLogprob, Update
 from nanochat.sampling import Sampler, SamplingParams, Seen, logprobs_of, needs_seen
 from nanochat.scheduler import Scheduler
@@ -73,7 +74,7 @@ class Engine:
     ):
         check_tools(tools)
         self.model, self.tokenizer = model, tokenizer
-        self._decoder = Decoder(model) if isinstance(model, GPT) else model
+        self._decoder = _decoder_of(model)
         self.context_len = model.config.sequence_len
         self._speech = Speech(tokenizer, Marks(tokenizer), tools)
         nameless = range(tokenizer.get_vocab_size(), model.config.vocab_size)
@@ -100,6 +101,7 @@ class Engine:
         updates, self._pending = self._pending, []
         return updates + self._step()
 
+    @torch.inference_mode()
     def cancel(self, request: int) -> None:
         """End what is left of a request; the next step says so. Nothing happens to one that has ended."""
         gone = [row for row in self._all_rows() if row.request == request]
@@ -186,6 +188,8 @@ class Engine:
                 ids, mask = results[first[update.request] + update.sample]
                 ids.extend(update.ids)
                 mask.extend(update.mask)
+        if not self._all_rows():
+            self._scheduler.cache.release()  # many rows at once are for the trainer, which needs the memory now
         return results
 
     def stream(
@@ -212,9 +216,9 @@ class Engine:
         mine, left = set(requests), len([row for row in self._all_rows() if row.request in requests])
         try:
             while left:
-                updates = self._step()
+                updates = self.step()
                 ours = [update for update in updates if update.request in mine]
-                self._pending += [update for update in updates if update.request not in mine]
+                self._pending = [update for update in updates if update.request not in mine]
                 left -= sum(update.finish_reason is not None for update in ours)
                 yield ours
         finally:
@@ -240,8 +244,9 @@ class Engine:
     def _submit(self, prompt: list[int], params: SamplingParams, n: int, keep: bool, text: bool) -> int:
         self._check(prompt, params, n)
         if not self._all_rows() and (version := self._version_of_weights()) != self._weights_version:
-            self._weights_version = version  # the model has learned since: what was read before is out of date
+            self._weights_version = version  # the model has learned since: what was made of it is out of date
             self._scheduler.prefixes.shrink(0)
+            self._decoder = _decoder_of(self.model)
         self._requests += 1
         self._prompt_tokens += len(prompt)
         seed = secrets.randbits(63) if params.seed is None else params.seed
@@ -257,7 +262,7 @@ class Engine:
                 len(prompt),
                 room,
                 random.Random(f"{seed}/{sample}"),
-                keep and n == 1,
+                keep and sample == 0,
             )
             if needs_seen(params):
                 row.seen = Seen(frozenset(prompt))
@@ -294,7 +299,7 @@ class Engine:
         scheduler.have_read(chunks)
         updates = []
         if picks:
-            whole = len(picks) == hidden.size(0)
+            whole = picks == list(range(hidden.size(0)))
             updates = self._extend(hidden if whole else hidden[torch.tensor(picks, device=hidden.device)])
         scheduler.remove_finished()
         return updates
@@ -348,6 +353,18 @@ class Engine:
             tops = [row.params.prompt_logprobs or 0] * len(ids)
             found = logprobs_of(raw, ids, tops, self.model.config.logit_softcap)
             row.prompt_logprobs += [TokenLogprob(token, *logprob) for token, logprob in zip(ids, found, strict=True)]
+
+
+def _decoder_of(model: GPT | Decoder) -> Decoder:
+    """A decoder of the model as it is now: over copies of the weights where they would be cast at every step."""
+    if not isinstance(model, GPT):
+        return model
+    as_trained = isinstance(model.lm_head, Linear)
+    cast = as_trained and model.lm_head.weight.dtype != model.dtype
+    laid_out = as_trained and model.device.type == "cpu" and model.dtype == torch.bfloat16
+    if not cast and not laid_out:
+        return Decoder(model)
+    return Decoder(prepare(model, "bfloat16" if model.dtype == torch.bfloat16 else "float32"))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -43,7 +43,8 @@ class KVCache:
         limit_bytes: int = 1 << 62,
     ):
         self.config, self.windows, self.limit_bytes = config, config.windows, limit_bytes
-        self.store = torch.zeros(self._shape(slots, capacity), device=device, dtype=dtype)
+        shape = self._shape(slots, min(capacity, config.sequence_len))
+        self.store = torch.zeros(shape, device=device, dtype=dtype)
         self._name_parts()
 
     @property
@@ -73,6 +74,11 @@ class KVCache:
         grown = self.store.new_zeros(shape)
         grown[:, :, : self.slots, :, : self.capacity] = self.store
         self.store = grown
+        self._name_parts()
+
+    def release(self) -> None:
+        """Give the memory back; nothing is held any more."""
+        self.store = self.store.new_zeros(self._shape(1, min(64, self.config.sequence_len)))
         self._name_parts()
 
     def take(self, slot: int, tokens: int) -> torch.Tensor:

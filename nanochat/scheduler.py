@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanochat.kv_cache import Chunk, KVCache
-from nanochat.prefixes import LEAST_SHARED, Prefixes, common_length
+from nanochat.prefixes import LEAST_SHARED, Kept, Prefixes, common_length
 from nanochat.rows import Row
 
 
@@ -58,10 +58,10 @@ class Scheduler:
         return reader, Chunk(slot, reader.start, min(left, reader.rows[0].prompt_tokens - reader.start))
 
     def _will_share(self) -> bool:
-        """Whether half of the prompt that waits longest is being read just now, for another row."""
-        tokens = self.waiting[0][0].tokens
-        least = max(LEAST_SHARED, len(tokens) // 2)
-        return any(common_length(reader.rows[0].tokens, tokens) >= least for reader in self.reading)
+        """Whether half of the prompt that waits longest is being read just now for another row, and not known yet."""
+        row = self.waiting[0][0]
+        shared = max((common_length(reader.rows[0].tokens, row.tokens) for reader in self.reading), default=0)
+        return shared >= max(LEAST_SHARED, row.prompt_tokens // 2) and shared > 2 * self._known(row)[0]
 
     def _admit(self, slot: int) -> Reader | None:
         """As many of the rows that wait longest as there is room for, from this slot on; None where there is none."""
@@ -83,24 +83,28 @@ class Scheduler:
         self.shared_tokens += reader.start
         return reader
 
-    def _share(self, row: Row, slot: int) -> int:
-        """Fill the slot with what is known of the start of the row's prompt; how many tokens that is.
+    def _known(self, row: Row) -> tuple[int, Kept | int]:
+        """How much of the start of the row's prompt was read before, and what holds it: a kept text or a slot.
 
-        The prompt's last token is always read: the logits behind it are needed.
+        The prompt's last token is always read: the logits behind it are needed. For logprobs all are.
         """
         if row.params.prompt_logprobs is not None:
-            return 0
+            return 0, 0
         start = row.tokens[:-1]
         kept, length = self.prefixes.find(start)
         lengths = [min(common_length(other.tokens, start), len(other.tokens) - 1) for other in self.rows]
         if lengths and max(lengths) >= max(length, LEAST_SHARED):
-            length = max(lengths)
-            self.cache.copy(lengths.index(length), slot, length)
-            return length
-        if kept is None or length < LEAST_SHARED:
-            return 0
-        self.prefixes.use(kept)
-        self.cache.put(slot, kept.data, length)
+            return max(lengths), lengths.index(max(lengths))
+        return (0, 0) if kept is None or length < LEAST_SHARED else (length, kept)
+
+    def _share(self, row: Row, slot: int) -> int:
+        """Fill the slot with what is known of the row's prompt; how many tokens that is."""
+        length, holder = self._known(row)
+        if isinstance(holder, Kept):
+            self.prefixes.use(holder)
+            self.cache.put(slot, holder.data, length)
+        elif length:
+            self.cache.copy(holder, slot, length)
         return length
 
     def have_read(self, chunks: Sequence[tuple[Reader, Chunk]]) -> None:
@@ -145,7 +149,8 @@ class Scheduler:
 
     def _keep(self, slot: int, row: Row) -> None:
         """Keep what was read of a row for prompts that go on from it."""
-        ids = row.tokens[:-1]
-        if len(ids) < LEAST_SHARED or self.prefixes.holds(ids):
+        ids, room = row.tokens[:-1], self.memory_bytes - self.cache.store.nbytes
+        if len(ids) < LEAST_SHARED or len(ids) * self.bytes_per_token > room or self.prefixes.holds(ids):
             return
+        self.prefixes.shrink(room - len(ids) * self.bytes_per_token)
         self.prefixes.add(ids, self.cache.take(slot, len(ids)))
