@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a chat: a model of your own, trained on the built-in corpus, no GPU and no data needed.
 #   bash quickstart.sh [--fresh] [--dry-run] [--base-dir DIR]
+# Lesson: lessons/00_setting_up
 set -euo pipefail
 cd "$(dirname "$0")"
 source dev/setup.sh

@@ -8,6 +8,8 @@ the validation shard. Shards are written in `shard_writer`, come from the hub in
     python -m nanochat.dataset -n 8 --source=owner/name    # of another data set of the hub
     python -m nanochat.dataset --import notes/ book.txt    # your own txt, md, jsonl, parquet, gz, zst, folders
     python -m nanochat.dataset --info
+
+Lesson: lessons/08_real_text
 """
 
 import re

@@ -2,6 +2,8 @@
 
 The work is done by our Rust crate `rustbpe`. On disk stands `tokenizer.json`, a valid Hugging Face file, beside
 `meta.json` (pattern, Unicode version, hash, bytes per token). `HuggingFaceTokenizer` does the same by another library.
+
+Lessons: lessons/01_toy_bpe, lessons/06_tiktoken_object, lessons/07_tokenizer_class
 """
 
 import base64

@@ -2,6 +2,8 @@
 
 A room beside gives `encode` of ordinary text and the bytes of ids; everything else follows from these. Which control
 token stands where in a conversation is `chat_format`'s; here they are names with ids that no text can spell.
+
+Lesson: lessons/07_tokenizer_class
 """
 
 import re

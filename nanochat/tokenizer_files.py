@@ -1,4 +1,7 @@
-"""What stands on disk of a tokenizer: Hugging Face's JSON, read with one sentence for every fault, written whole."""
+"""What stands on disk of a tokenizer: Hugging Face's JSON, read with one sentence for every fault, written whole.
+
+Lesson: lessons/07_tokenizer_class
+"""
 
 import itertools
 import json

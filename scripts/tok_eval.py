@@ -6,6 +6,8 @@
 
 More bytes per token means fewer tokens for the same text. The larger a vocabulary, the easier that is, so its size
 stands beside the name.
+
+Lesson: lessons/08_real_text
 """
 
 import hashlib

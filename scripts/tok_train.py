@@ -4,6 +4,8 @@
     python -m scripts.tok_train --max_chars=2000000000 --vocab_size=65536
 
 The first stage: everything after it speaks in its ids.
+
+Lesson: lessons/08_real_text
 """
 
 import re

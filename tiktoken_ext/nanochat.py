@@ -2,6 +2,8 @@
 
 tiktoken keeps what it got for the life of the process. This folder has no `__init__.py`, since tiktoken's own plugins
 share its name.
+
+Lesson: lessons/06_tiktoken_object
 """
 
 from collections.abc import Callable

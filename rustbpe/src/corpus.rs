@@ -1,4 +1,6 @@
 //! Counting words: texts come in buffers, each is split by all cores, and each core keeps one map for the whole run.
+//!
+//! Lesson: lessons/04_parallel
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -1,4 +1,6 @@
 //! Text <-> ids, equal to tiktoken's for the same ranks and pattern.
+//!
+//! Lesson: lessons/06_tiktoken_object
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};

@@ -18,6 +18,8 @@
 //! assert_eq!(encoder.decode([257])?, "low");
 //! # Ok::<(), rustbpe::Error>(())
 //! ```
+//!
+//! Lesson: lessons/02_rust_hello
 
 #![deny(unsafe_code)]
 #![deny(missing_docs)]

@@ -1,4 +1,6 @@
 //! The bytes of one word -> ids: the leftmost pair of the lowest rank is merged, again and again.
+//!
+//! Lesson: lessons/06_tiktoken_object
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

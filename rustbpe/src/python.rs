@@ -1,4 +1,6 @@
 //! The Python module: the only file that knows Python. The GIL is released around all work.
+//!
+//! Lesson: lessons/05_rust_from_python
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};

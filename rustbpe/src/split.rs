@@ -2,6 +2,8 @@
 //!
 //! The patterns that the scanner knows go through it; every other one through `fancy-regex`, which is also the scanner's
 //! oracle in the tests. Not here: counting words, merging bytes.
+//!
+//! Lesson: lessons/06_tiktoken_object
 
 use crate::Error;
 use crate::scanner::Scanner;

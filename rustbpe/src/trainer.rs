@@ -2,6 +2,8 @@
 //!
 //! The pair with the highest count is merged first; of equal counts the one with the smaller left id, then with the
 //! smaller right id. That is a total order, so the result never depends on threads or hashing.
+//!
+//! Lesson: lessons/03_bpe_in_rust
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
