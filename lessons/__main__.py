@@ -91,7 +91,7 @@ def listed(folder: Path) -> str:
 
 def started(lesson: Lesson, folder: Path) -> str:
     """Copy the start into the learner's folder. Raises UserError where there is work already."""
-    work, number = _copy(lesson, folder), lesson.number
+    work, number = copied(lesson, lesson.start, folder), lesson.number
     return "\n".join(
         [
             f"read   {_near(lesson.folder / 'lesson.ipynb')} (`uv run jupyter lab` opens it)",
@@ -101,7 +101,8 @@ def started(lesson: Lesson, folder: Path) -> str:
     )
 
 
-def _copy(lesson: Lesson, folder: Path) -> Path:
+def copied(lesson: Lesson, source: Path, folder: Path) -> Path:
+    """Copy a file or crate to where the learner's work on a lesson lies. Raises UserError where there is some."""
     work = lesson.work(folder)
     if work.exists():
         raise UserError(f"{work} is there already: `python -m lessons reset {lesson.number}` moves it aside")
@@ -109,12 +110,12 @@ def _copy(lesson: Lesson, folder: Path) -> Path:
     part = work.with_name(f".{work.name}.part")
     if lesson.is_crate:
         shutil.rmtree(part, ignore_errors=True)
-        shutil.copytree(lesson.start, part, ignore=shutil.ignore_patterns("target"))
+        shutil.copytree(source, part, ignore=shutil.ignore_patterns("target"))
         crates.repoint(
             part / "Cargo.toml", {other.folder.name: learner.whose(other.number) for other in learner.lessons()}
         )
     else:
-        shutil.copyfile(lesson.start, part)
+        shutil.copyfile(source, part)
     part.rename(work)
     return work
 

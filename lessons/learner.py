@@ -4,7 +4,6 @@ A lesson's work is one file, `start.py`, or a Rust crate, the folder `start/`. T
 own folder as `NN_name.py` or `NN_name/`.
 """
 
-import importlib.util
 import os
 import sys
 from dataclasses import dataclass
@@ -84,13 +83,10 @@ def load(number: int) -> ModuleType:
     path = whose(number)
     if path.is_dir():
         return crates.module(crate(number))
-    name = f"lesson_{number:02d}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    if specification is None or specification.loader is None:
-        raise UserError(f"{path} cannot be imported as Python: its name must end with .py")
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # dataclasses and pickle look a class's module up by its name
-    specification.loader.exec_module(module)
+    module = ModuleType(f"lesson_{number:02d}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look a class's module up by its name
+    exec(compile(path.read_text(encoding="utf-8"), path, "exec"), module.__dict__)  # import could take an older version
     return module
 
 
