@@ -6,8 +6,8 @@ scripts are the doors and nothing imports a door; tasks stand beside and see flo
 
 4 behaviour  checkpoint_files checkpoint_manager loss_eval training_run training rows scheduler engine task_eval
              core_eval rollout serving
-3 model      attention kv_cache chunked_loss tricks gpt quantize decoder muon averaging optim rehearsal sampling
-             prefixes
+3 model      attention kv_cache chunked_loss tricks gpt quantize decoder step_graphs muon averaging optim rehearsal
+             sampling prefixes
 2 machine    runtime calibration dataloader
 1 tokens     shard_writer text_import chat_format transcript tokenizer_files tokenizer_base huggingface_tokenizer
              tokenizer dataset document_stream tinyworld_facts tinyworld_problems tinyworld_stories tinyworld_chats

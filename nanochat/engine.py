@@ -26,6 +26,7 @@ from nanochat.quantize import prepare
 from nanochat.rows import ContextOverflow, Row, Speech, TokenLogprob, Update
 from nanochat.sampling import Sampler, SamplingParams, Seen, logprobs_of, needs_seen
 from nanochat.scheduler import Scheduler
+from nanochat.step_graphs import StepGraphs
 from nanochat.tokenizer import RustBPETokenizer
 from nanochat.tools import check_tools
 from nanochat.transcript import Marks, Piece, Transcript
@@ -82,6 +83,7 @@ class Engine:
         free = _free_bytes(model.device) // 3 if memory_bytes is None else memory_bytes
         cache = KVCache(model.config, model.device, model.dtype, limit_bytes=free)
         self._scheduler = Scheduler(cache, max_rows, free, prefill_tokens)
+        self._graphs = self._graphs_of_steps()
         self._sampler: tuple[list[Row], Sampler] | None = None
         self._pending: list[Update] = []
         self._requests = self._prompt_tokens = self._generated_tokens = 0
@@ -247,6 +249,7 @@ class Engine:
             self._weights_version = version  # the model has learned since: what was made of it is out of date
             self._scheduler.prefixes.shrink(0)
             self._decoder = _decoder_of(self.model)
+            self._graphs = self._graphs_of_steps()
         self._requests += 1
         self._prompt_tokens += len(prompt)
         seed = secrets.randbits(63) if params.seed is None else params.seed
@@ -277,6 +280,10 @@ class Engine:
         read = (row for reader in scheduler.reading for row in reader.rows)
         return [*scheduler.rows, *read, *(row for group in scheduler.waiting for row in group)]
 
+    def _graphs_of_steps(self) -> StepGraphs | None:
+        on_cuda = self._decoder.device.type == "cuda"
+        return StepGraphs(self._decoder, self._scheduler.cache) if on_cuda else None
+
     def _version_of_weights(self) -> int:
         return sum(parameter._version for parameter in self.model.parameters())
 
@@ -288,6 +295,12 @@ class Engine:
         decoding = len(scheduler.rows)
         if not decoding and not chunks:
             return []
+        if self._graphs is not None and not chunks:
+            raw = self._graphs.raw_logits(*self._next(scheduler.rows))
+            if raw is not None:
+                updates = self._extend(raw)
+                scheduler.remove_finished()
+                return updates
         hidden = self._read(scheduler.rows, [(reader.rows[0], chunk) for reader, chunk in chunks])
         picks, first = list(range(decoding)), decoding
         for reader, chunk in chunks:
@@ -300,29 +313,31 @@ class Engine:
         updates = []
         if picks:
             whole = picks == list(range(hidden.size(0)))
-            updates = self._extend(hidden if whole else hidden[torch.tensor(picks, device=hidden.device)])
+            picked = hidden if whole else hidden[torch.tensor(picks, device=hidden.device)]
+            updates = self._extend(self._decoder.raw_logits(picked))
         scheduler.remove_finished()
         return updates
 
-    def _read(self, rows: Sequence[Row], chunks: Sequence[tuple[Row, Chunk]]) -> torch.Tensor:
-        """The model's output (N, C) for the last id of each row and the ids of each chunk."""
+    def _next(self, rows: Sequence[Row]) -> tuple[list[int], list[int], list[int] | None]:
+        """What is read of rows that decode: their last ids, how many tokens lie before, and the ids before."""
         ids = [row.tokens[-1] for row in rows]
         lengths = [len(row.tokens) - 1 for row in rows]
+        return ids, lengths, [row.tokens[-2] for row in rows] if self.model.config.looks_back else None
+
+    def _read(self, rows: Sequence[Row], chunks: Sequence[tuple[Row, Chunk]]) -> torch.Tensor:
+        """The model's output (N, C) for the last id of each row and the ids of each chunk."""
+        ids, lengths, previous = self._next(rows)
         for row, chunk in chunks:
             ids += row.tokens[chunk.start : chunk.start + chunk.tokens]
-        previous = None
-        if self.model.config.looks_back:
-            previous = [row.tokens[-2] if len(row.tokens) > 1 else -1 for row in rows]
-            for row, chunk in chunks:
+            if previous is not None:
                 before = row.tokens[chunk.start - 1] if chunk.start else -1
                 previous += [before, *row.tokens[chunk.start : chunk.start + chunk.tokens - 1]]
         reading = Reading(self._scheduler.cache, lengths, [chunk for _, chunk in chunks], previous)
         return self._decoder.hidden(torch.tensor(ids, device=self.model.device), reading)
 
-    def _extend(self, hidden: torch.Tensor) -> list[Update]:
-        """Give every row that decodes its next id, from the model's output (rows, C)."""
+    def _extend(self, raw: torch.Tensor) -> list[Update]:
+        """Give every row that decodes its next id, from raw logits (rows, V)."""
         rows, softcap = self._scheduler.rows, self.model.config.logit_softcap
-        raw = self._decoder.raw_logits(hidden)
         asked = [place for place, row in enumerate(rows) if row.params.logprobs is not None]
         if self._sampler is None or self._sampler[0] != rows:
             self._sampler = list(rows), Sampler([row.params for row in rows], self._forbidden, softcap)

@@ -76,6 +76,11 @@ class KVCache:
         self.store = grown
         self._name_parts()
 
+    def can_reserve(self, slots: int, capacity: int) -> bool:
+        """Whether so many sequences of so many tokens are within the limit."""
+        shape = self._shape(max(slots, self.slots), max(capacity, self.capacity))
+        return math.prod(shape) * self.store.element_size() <= max(self.limit_bytes, self.store.nbytes)
+
     def release(self) -> None:
         """Give the memory back; nothing is held any more."""
         self.store = self.store.new_zeros(self._shape(1, min(64, self.config.sequence_len)))
