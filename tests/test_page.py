@@ -339,6 +339,19 @@ def test_the_newest_line_stays_in_view_unless_one_reads_above(open_page: Open, s
     page.wait_for_function(f"{below} < 5")
 
 
+def test_what_is_written_stays_while_the_rest_is_being_written(open_page: Open, script: Script):
+    """Finished blocks are not drawn anew: what is marked in them stays marked."""
+    script.answer = lambda _: [("text", "first\n\nsec"), WAIT, ("text", "ond\n\nthird")]
+    page = open_page()
+    ask(page, "hello")
+    expect(answer(page).locator("p")).to_have_text(["first", "sec"])
+    page.evaluate("getSelection().selectAllChildren(log.querySelector('.body p'))")
+    script.go.release()
+    expect(answer(page).locator("p")).to_have_text(["first", "second", "third"])
+    finished(page)
+    assert page.evaluate("String(getSelection())") == "first"
+
+
 def test_nothing_leaves_the_pages_own_origin(open_page: Open, page_server):
     page = open_page()
     seen: list[str] = []

@@ -206,6 +206,8 @@ def test_nothing_scrolls_sideways(open_page: Open, script: Script, size: dict):
         for box in ("html", "#stage", "#scroll", "#side"):
             over = page.locator(box).evaluate("box => box.scrollWidth - box.clientWidth")
             assert over <= 0, f"{box} is {over} pixels too wide when {moment}"
+    code = page.locator("pre").first
+    assert code.evaluate("box => { box.scrollLeft = 50; return box.scrollLeft }") == 50, "long lines are reached"
     page.get_by_role("button", name="Settings").click()
     assert page.locator("#drawer").evaluate("box => box.scrollWidth - box.clientWidth") == 0
 

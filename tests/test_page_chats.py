@@ -265,8 +265,13 @@ def test_a_browser_that_keeps_nothing_still_chats_and_says_so(open_page: Open, s
     page.reload()
     expect(page.locator("#toast")).to_contain_text("conversations are lost when it closes")
     asked(page, "hello")
-    page.evaluate("startNew()")
+    page.get_by_role("button", name="New chat", exact=True).click()
+    script.key = "sesame"
     asked(page, "again")
+    page.get_by_label("Key", exact=True).fill("sesame")
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Try again").click()
+    expect(answer(page)).to_contain_text("You said: again")
     expect(chats(page)).to_have_text(["again", "hello"])
 
 

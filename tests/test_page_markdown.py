@@ -85,6 +85,7 @@ CASES = [
     "a\n# heading\nb",
     "*a **b** c* **a *b* c** ***a** b* ***a* b**",
     "snake_case_name and __init__ and _a_b_ and a_",
+    "*a.**.b* and **a.*.b** and ***.*.***",
     "** not strong ** and * not * and ** a**",
     "**bold _italic_** and *a **b** c* and **a***\\***b**",
     "****four**** and *****five*****",

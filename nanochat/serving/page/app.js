@@ -1,8 +1,5 @@
 "use strict";
-// The page's state and what a person can do: ask, stop, ask again, edit, switch, rename, export and delete.
-const SLOW_SECONDS = 5; // without a word for so long, the page says that it still waits
-const MOST_RETRIES = 3;
-const LONGEST_RETRY_SECONDS = 60;
+// The page's state, how it is drawn, and what a person can do: switch, rename, export and delete conversations.
 const SAVE_SECONDS = 3;
 
 const question = $("question");
@@ -14,17 +11,19 @@ const runs = new Map(); // a chat's id -> {controller, chat, message, notice, re
 const drafts = new Map();
 let model = null;
 let leaving = false; // the page is being closed: its connections break
-let chat = store.get(remembered("current")) ?? newChat(preferences);
 
-// What belongs to this tab alone; a browser that keeps nothing has none of it.
+// What belongs to this tab alone; a browser that keeps nothing forgets it when the page is opened anew.
+const tab = {};
 function remembered(name, value) {
+  if (value !== undefined) tab[name] = value;
   try {
     if (value !== undefined) sessionStorage.setItem(`nanochat:${name}`, value);
-    return sessionStorage.getItem(`nanochat:${name}`) ?? "";
-  } catch {
-    return "";
-  }
+    tab[name] ??= sessionStorage.getItem(`nanochat:${name}`);
+  } catch {}
+  return tab[name] ?? "";
 }
+
+let chat = store.get(remembered("current")) ?? newChat(preferences);
 
 // --- drawing
 
@@ -42,10 +41,9 @@ function drawChat() {
 
 function turnOf(message, index) {
   const isLast = index === chat.messages.length - 1;
-  const run = runs.get(chat.id);
-  const turn = message.role === "user" ? questionTurn(message, index, turnActs) : answerTurn(message, isLast ? run : undefined, isLast, turnActs);
-  const answer = message.role === "user" ? chat.messages[index + 1] : message;
-  turn.classList.toggle("unanswered", !isAnswered(answer) && !(run && index >= chat.messages.length - 2));
+  if (message.role === "assistant") return answerTurn(message, isLast ? runs.get(chat.id) : undefined, isLast, turnActs);
+  const turn = questionTurn(message, index, turnActs);
+  turn.classList.toggle("unanswered", !isAnswered(chat.messages[index + 1]) && !(runs.has(chat.id) && index === chat.messages.length - 2));
   return turn;
 }
 
@@ -97,128 +95,12 @@ function follow(change) {
 function redraw(run) {
   run.frame ||= requestAnimationFrame(() => {
     run.frame = 0;
-    if (run.chat === chat && runs.get(chat.id) === run) follow(() => updateAnswer(log.lastElementChild, run.message, run));
+    if (runs.get(chat.id) === run) follow(() => updateAnswer(log.lastElementChild, run.message, run));
     if (performance.now() - run.saved > SAVE_SECONDS * 1000) {
       run.saved = performance.now();
       store.save(run.chat);
     }
   });
-}
-
-// --- asking
-
-function ask(text) {
-  if (chat.messages.length && !isAnswered(chat.messages.at(-1))) chat.messages.splice(-2); // a question without an answer makes way
-  chat.title ||= text.split("\n", 1)[0].slice(0, 120);
-  chat.messages.push({ role: "user", text });
-  answer(chat);
-}
-
-async function answer(asked) {
-  const body = { ...(model && { model: model.id }), messages: plainMessages(asked), ...asked.sampling };
-  const message = { role: "assistant", parts: [], end: "stopped", tokens: 0, seconds: 0 };
-  const run = { controller: new AbortController(), chat: asked, message, notice: "", retryNow: null, frame: 0, saved: performance.now() };
-  asked.messages.push(message);
-  asked.updated = Date.now();
-  runs.set(asked.id, run);
-  remembered("current", asked.id);
-  store.save(asked);
-  drawChat();
-  toEnd();
-  say("The answer is being written.");
-  try {
-    await receive(run, body);
-  } catch (failure) {
-    if (failure.name !== "AbortError" && !leaving) Object.assign(message, { end: "failed", problem: problemOf(failure) });
-    if (failure.status === 401) drawer.open("key");
-  }
-  runs.delete(asked.id);
-  if (run.forgotten) return;
-  asked.updated = Date.now();
-  store.save(asked);
-  if (asked !== chat) return drawList();
-  const focused = document.activeElement === document.body || document.activeElement === question || log.contains(document.activeElement);
-  follow(() => {
-    log.lastElementChild.previousElementSibling.replaceWith(turnOf(asked.messages.at(-2), asked.messages.length - 2));
-    log.lastElementChild.replaceWith(turnOf(message, asked.messages.length - 1));
-    drawRunning();
-  });
-  drawList();
-  if (focused) focusQuestion();
-  say({ stop: "The answer is complete.", length: "The answer was cut at its length limit.", stopped: "Stopped.", failed: "" }[message.end]);
-  if (!model && message.end === "stop") meetModel();
-}
-
-// Fills the run's message; tries again where a busy server says when.
-async function receive(run, body) {
-  const { message, controller } = run;
-  const slow = setTimeout(() => {
-    if (message.parts.length || run.notice) return;
-    run.notice = "Still waiting for the first word.";
-    say(run.notice);
-    redraw(run);
-  }, SLOW_SECONDS * 1000);
-  let first = 0;
-  const take = (type, text) => {
-    const last = message.parts.at(-1);
-    if (last?.type === type) last.text += text;
-    else message.parts.push({ type, text });
-    run.notice = "";
-    first ||= performance.now();
-    message.seconds = (performance.now() - first) / 1000;
-    redraw(run);
-  };
-  try {
-    for (let tries = 0; ; tries++) {
-      try {
-        const { reason, usage } = await streamAnswer(body, remembered("key"), controller.signal, take);
-        message.end = reason === "length" ? "length" : "stop";
-        message.tokens = usage?.completion_tokens ?? 0;
-        return;
-      } catch (failure) {
-        const wait = failure.retryAfter;
-        if (wait === undefined || wait > LONGEST_RETRY_SECONDS || tries >= MOST_RETRIES || message.parts.length) throw failure;
-        await countDown(run, failure.message, wait);
-      }
-    }
-  } finally {
-    clearTimeout(slow);
-    run.notice = "";
-  }
-}
-
-function countDown(run, message, seconds) {
-  say(`${message} Trying again in ${seconds} seconds.`);
-  const { signal } = run.controller;
-  return new Promise((resolve, reject) => {
-    const show = () => {
-      run.notice = `${message} Trying again in ${seconds} s.`;
-      redraw(run);
-    };
-    const tick = setInterval(() => (--seconds > 0 ? show() : leave(resolve)), 1000);
-    const aborted = () => leave(() => reject(signal.reason));
-    const leave = (settle) => {
-      clearInterval(tick);
-      signal.removeEventListener("abort", aborted);
-      Object.assign(run, { notice: "", retryNow: null });
-      redraw(run);
-      settle();
-    };
-    run.retryNow = () => leave(resolve);
-    signal.addEventListener("abort", aborted);
-    show();
-  });
-}
-
-function problemOf(failure) {
-  if (failure.status === 401) return "This server asks for a key: type it in the settings, then try again.";
-  if (!(failure instanceof Failure)) throw failure; // ours
-  if (failure.retryAfter > LONGEST_RETRY_SECONDS) return `${failure.message} It asks for ${Math.ceil(failure.retryAfter / 60)} minutes.`;
-  return failure.message;
-}
-
-function stop() {
-  runs.get(chat.id)?.controller.abort();
 }
 
 // --- conversations

@@ -57,11 +57,16 @@ function editor(text, followers, send, cancel) {
 
 const isSendKey = (event) => event.key === "Enter" && !event.shiftKey && !event.isComposing;
 
-// An answer that is whole, or with `run` one that is being written.
+// An answer that is whole, or with `run` one that is being written: that one is ended later.
 function answerTurn(message, run, isLast, acts) {
   const turn = element("article", "turn assistant", element("span", "hidden", "nanochat said:"), element("div", "body"));
   updateAnswer(turn, message, run);
-  if (run) return turn;
+  if (!run) endAnswer(turn, message, isLast, acts);
+  return turn;
+}
+
+// What came of it, and what can be done with it.
+function endAnswer(turn, message, isLast, acts) {
   if (message.end === "failed") turn.append(problemBox(message.problem ?? "", isLast && acts.regenerate));
   const note = { length: "The answer was cut at its length limit.", stopped: "Stopped.", stop: message.parts.length ? "" : "The model said nothing." }[message.end];
   if (note) turn.append(element("p", "note", note));
@@ -70,7 +75,6 @@ function answerTurn(message, run, isLast, acts) {
   if (isLast && message.end !== "failed") actions.append(iconButton("again", "Answer again", acts.regenerate));
   if (message.tokens) actions.append(element("span", "speed", speed(message)));
   if (actions.childElementCount) turn.append(actions);
-  return turn;
 }
 
 // Tokens a second are counted from the first piece to the last: what one waits for before is another matter.
