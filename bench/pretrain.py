@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Config:
     """One part: speed and memory of steps, quality by token, or quality by minute; unset: all."""
     rows: tuple[str, ...] = tuple(speed.ROWS)
     """Of the table of speeds."""
+    dtypes: tuple[speed.Dtype, ...] = speed.DTYPES
+    """Formats of the matrix products in that table."""
     rounds: int = 3
     """Processes of each contender; medians count."""
     seconds: float = 10.0
@@ -96,6 +98,10 @@ def prepared(text: Path, vocab_size: int) -> None:
 def speeds(config: Config, lines: Lines) -> speed.Found:
     """The rows that are asked for."""
     rows = speed.QUICK if config.quick else {name: speed.ROWS[name] for name in config.rows}
+    rows = {
+        name: replace(row, dtypes=tuple(dtype for dtype in row.dtypes if dtype in config.dtypes))
+        for name, row in rows.items()
+    }
     rounds, seconds = (1, 2.0) if config.quick else (config.rounds, config.seconds)
     return speed.measured(lines, rows, rounds, seconds)
 
