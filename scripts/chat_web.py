@@ -9,6 +9,7 @@ NANOCHAT_API_KEY in the environment is an --api_key that no list of processes sh
 
 import asyncio
 import errno
+import ipaddress
 import os
 import socket
 from dataclasses import dataclass, field
@@ -19,7 +20,9 @@ from tyro.conf import arg
 
 from nanochat import command
 from nanochat.command import UserError
+from nanochat.gpt_config import Weights
 from nanochat.serving.protocol import Defaults, Limits
+from nanochat.tools import check_tools
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,12 @@ class Config:
     """Sample from this many likeliest tokens where a request does not say; 0 takes all."""
     max_tokens: Annotated[int, arg(aliases=["-m"])] = Defaults.max_tokens
     """Length of an answer where a request does not say."""
+    tools: tuple[str, ...] = ()
+    """Further tools for the model beside the calculator: convert."""
     max_rows: int = 64
     """Answers that a worker writes together."""
+    cache_gb: float | None = None
+    """Memory of each worker for the texts it reads and writes; a third of what is free when not given."""
     max_waiting: int = 256
     """Prompts that may wait for a worker; more are refused."""
     limits: Limits = field(default_factory=Limits)
@@ -66,6 +73,8 @@ class Config:
     """Where to compute; by itself it takes cuda, else mps, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The format of matrix products."""
+    weights: Weights | None = None
+    """How the matrices are held; unset: in the format of --dtype."""
     dry_run: bool = False
     """Print the plan and end."""
 
@@ -94,9 +103,10 @@ async def serve(config: Config, listening: socket.socket) -> None:
 
     workers = config.num_gpus * config.num_workers
     load = Load(
-        config.source, config.model_tag, config.step, config.device_type, config.dtype, config.max_rows,
-        config.num_gpus, workers,
+        config.source, config.model_tag, config.step, config.device_type, config.dtype, config.weights, config.max_rows,
+        None if config.cache_gb is None else round(config.cache_gb * 2**30), config.tools, config.num_gpus, workers,
     )  # fmt: skip
+    api_key = config.api_key or os.environ.get("NANOCHAT_API_KEY") or None
     journal = Journal(config.log_conversations) if config.log_conversations else None
     pool = Pool(
         lambda index, pinned, far_end: start_process(load.of(index, pinned), far_end), workers, config.max_waiting
@@ -111,11 +121,13 @@ async def serve(config: Config, listening: socket.socket) -> None:
             chats=bool(facts["chats"]),
             defaults=Defaults(config.temperature, config.top_k or None, max_tokens=config.max_tokens),
             limits=config.limits,
-            api_key=config.api_key or os.environ.get("NANOCHAT_API_KEY") or None,
+            api_key=api_key,
             allow_origins=config.allow_origins,
             journal=journal,
         )
         print(f"serving {facts['stage']} {facts['tag']}, step {facts['step']}, on {workers} x {facts['device']}")
+        if api_key is None and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+            print("whoever reaches this address may use it: ask for a key by NANOCHAT_API_KEY=... or --api_key")
         print(f"chat at {address(config.host, config.port)}  (Ctrl-C ends)", flush=True)
         server = Server(app, pool, config.limits.body_seconds, config.drain_seconds, list(config.trusted_proxies))
         await server.serve([listening])
@@ -133,6 +145,9 @@ def check(config: Config) -> None:
         raise UserError(f"--top_k must be at least 0 (0 takes all tokens), got {config.top_k}")
     if not 1 <= config.max_tokens <= config.limits.max_tokens:
         raise UserError(f"--max_tokens must be between 1 and {config.limits.max_tokens}, got {config.max_tokens}")
+    if config.cache_gb is not None and config.cache_gb <= 0:
+        raise UserError(f"--cache_gb must be above 0, got {config.cache_gb}")
+    check_tools(config.tools)
     if not 1 <= config.port <= 65535:
         raise UserError(f"--port must be between 1 and 65535, got {config.port}")
     for name, least in (("num_gpus", 1), ("num_workers", 1), ("max_rows", 1), ("max_waiting", 0), ("drain_seconds", 0)):

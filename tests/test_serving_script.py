@@ -52,6 +52,8 @@ def test_a_port_that_is_taken_lets_nobody_else_in():
         ({"num_gpus": 0}, "--num-gpus must be at least 1"),
         ({"num_workers": 0}, "--num-workers must be at least 1"),
         ({"max_rows": 0}, "--max_rows must be at least 1"),
+        ({"cache_gb": 0.0}, "--cache_gb must be above 0"),
+        ({"tools": ("weather",)}, "no tool is called 'weather'; there are convert"),
         ({"max_waiting": -1}, "--max_waiting must be at least 0"),
         ({"drain_seconds": -1.0}, "--drain_seconds must be at least 0"),
         ({"limits": Limits(max_body_bytes=0)}, "--limits.max_body_bytes must be at least 1"),
@@ -83,16 +85,16 @@ def test_a_base_model_alone_is_refused_with_the_way_on(base_dir: Path):
 
 
 def test_more_gpus_than_there_are_are_refused():
-    wanted = Load("sft", None, None, device_type="cpu", dtype="auto", max_rows=1, gpus=2, workers=2)
+    wanted = Load("sft", None, None, device_type="cpu", dtype="auto", weights=None, max_rows=1, gpus=2, workers=2)
     with pytest.raises(UserError, match=r"--num-gpus=2, but there is 1 cpu device here; .* --num-workers"), wanted():
         pass
 
 
 def test_every_worker_loads_what_the_first_one_found():
-    asked = Load(None, None, None, device_type="", dtype="auto", max_rows=8, gpus=2, workers=2)
+    asked = Load(None, None, None, device_type="", dtype="auto", weights="int8", max_rows=8, gpus=2, workers=2)
     assert asked.of(0, None) == asked
     second = asked.of(1, {"stage": "sft", "tag": "d4", "step": 70})
-    assert (second.stage, second.tag, second.step, second.index, second.max_rows) == ("sft", "d4", 70, 1, 8)
+    assert (second.stage, second.tag, second.step, second.index, second.weights) == ("sft", "d4", 70, 1, "int8")
 
 
 @contextmanager
@@ -118,7 +120,7 @@ def test_a_truncated_checkpoint_is_one_sentence(base_dir: Path):
     save_random_checkpoint("sft")
     weights = next(base_dir.glob("checkpoints/sft/d1/*/model.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
-    wanted = Load("sft", None, None, device_type="cpu", dtype="auto", max_rows=1)
+    wanted = Load("sft", None, None, device_type="cpu", dtype="auto", weights=None, max_rows=1)
     with pytest.raises(UserError, match=r"model.safetensors has 1000 bytes instead of \d+"), wanted():
         pass
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from nanochat.command import UserError
+from nanochat.gpt_config import Weights
 from nanochat.serving.wire import Facts
 from nanochat.serving.worker import StepEngine
 
@@ -21,7 +22,11 @@ class Load:
     step: int | None
     device_type: str
     dtype: str
+    weights: Weights | None
     max_rows: int
+    cache_bytes: int | None = None
+    """Of keys and values, and of texts kept for those that go on from them; None: a third of what is free."""
+    tools: tuple[str, ...] = ()
     gpus: int = 1
     workers: int = 1
     index: int = 0
@@ -57,16 +62,21 @@ class Load:
         os.environ["LOCAL_RANK"] = str(self.index % self.gpus)
         threads = max(1, hardware.available_cores() // self.workers) if self.workers > 1 else None
         with Runtime.start(device_type=kind, dtype=self.dtype, threads=threads) as runtime:
-            model, tokenizer, meta = load_model(stage, runtime, self.tag, self.step)
+            model, tokenizer, meta = load_model(stage, runtime, self.tag, self.step, weights=self.weights)
             facts: Facts = {
                 "stage": stage,
                 "tag": str(meta["tag"]),
                 "step": int(str(meta["step"])),
                 "chats": stage != "base",
                 "device": runtime.device_name,
-                "dtype": str(runtime.dtype).removeprefix("torch."),
+                "weights": str(meta["weights"]),
             }
-            yield Engine(model, tokenizer, max_rows=self.max_rows), facts
+            sharing = self.workers // self.gpus
+            memory = self.cache_bytes
+            if memory is None and sharing > 1:  # an engine by itself would take its third beside the others'
+                free = torch.cuda.mem_get_info()[0] if kind == "cuda" else hardware.available_memory_bytes()
+                memory = free // (3 * sharing)
+            yield Engine(model, tokenizer, max_rows=self.max_rows, memory_bytes=memory, tools=self.tools), facts
 
 
 def choose_stage() -> str:

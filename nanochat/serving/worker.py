@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from nanochat.sampling import SamplingParams
 
 STATS_EVERY_SECONDS = 0.5
+REPORTED_PER_SECOND = 1000  # samples; each is a write to a client, which costs as much as its share of a decode step
+LONGEST_WAIT_SECONDS = 0.05  # of what was said, for what is said next
 
 
 class Stats(Protocol):
@@ -94,7 +96,8 @@ def serve(engine: StepEngine, connection: socket.socket, facts: Facts) -> None:
     connection.sendall(pack(Ready(engine.context_len, engine.stats().max_rows, {**facts, "pid": os.getpid()})))
     inbox = Inbox(connection)
     tasks = _Tasks(engine)
-    told_seconds = 0.0
+    stats_told = reported = 0.0
+    outbox: list[Gain] = []
     while True:
         for message in inbox.take(wait=not engine.busy):
             if isinstance(message, Cancel):
@@ -102,19 +105,24 @@ def serve(engine: StepEngine, connection: socket.socket, facts: Facts) -> None:
             elif refusal := tasks.submit(message):
                 connection.sendall(pack(refusal))
         gains = tasks.step()
+        outbox += gains
         now = time.monotonic()
         stats: Facts | None = None
-        if now - told_seconds >= STATS_EVERY_SECONDS or not engine.busy:
-            told_seconds, stats = now, dataclasses.asdict(engine.stats())
-        if gains or stats:
-            connection.sendall(pack(Report(gains, stats)))
+        if now - stats_told >= STATS_EVERY_SECONDS or not engine.busy:
+            stats_told, stats = now, dataclasses.asdict(engine.stats())
+        patience = min(LONGEST_WAIT_SECONDS, len(gains) / REPORTED_PER_SECOND)
+        if stats or tasks.urgent or (outbox and now - reported >= patience):
+            connection.sendall(pack(Report(outbox, stats)))
+            outbox, reported = [], now
 
 
 class _Tasks:
-    """The front's tasks beside the engine's requests."""
+    """The front's tasks beside the engine's requests. `urgent`: in the last step a sample began or ended."""
 
     def __init__(self, engine: StepEngine):
+        self.urgent = False
         self._engine = engine
+        self._begun: set[tuple[int, int]] = set()  # (task, sample)
         self._request_of: dict[int, int] = {}
         self._task_of: dict[int, int] = {}
         self._open_samples: dict[int, int] = {}  # by task
@@ -140,11 +148,15 @@ class _Tasks:
     def step(self) -> list[Gain]:
         """Let the engine go on; what that gave to tasks that somebody waits for."""
         gains = []
+        self.urgent = False
         for update in self._engine.step():
             task = self._task_of.get(update.request)
             if task is None:
                 continue
             gains.append(_gain(update, task))
+            if update.finish_reason is not None or (task, update.sample) not in self._begun:
+                self.urgent = True
+                self._begun.add((task, update.sample))
             if update.finish_reason is not None:
                 self._open_samples[task] -= 1
                 if not self._open_samples[task]:
@@ -154,6 +166,7 @@ class _Tasks:
     def _forget(self, task: int) -> int:
         request = self._request_of.pop(task)
         del self._task_of[request], self._open_samples[task]
+        self._begun = {(begun, sample) for begun, sample in self._begun if begun != task}
         return request
 
 
