@@ -32,9 +32,9 @@ PROGRESS = ".lessons.json"
 
 
 class Progress(TypedDict):
-    """What is remembered of a learner: hints shown by lesson, lessons whose check was green."""
+    """What is remembered of a learner: places of the hints shown by lesson, lessons whose check was green."""
 
-    hints: dict[str, int]
+    hints: dict[str, list[int]]
     green: list[int]
 
 
@@ -46,6 +46,8 @@ class Config:
     """list all lessons; start one; check your work; show the next hint; diff yours and the solution; reset yours."""
     number: Positional[int | None] = None
     """The lesson."""
+    about: Positional[str | None] = None
+    """For a hint: the function that it should be about."""
     dir: Path | None = None
     """Your own folder (default: NANOCHAT_LESSON_DIR, else my_nanochat at the top of the repository)."""
 
@@ -67,7 +69,7 @@ def main(config: Config) -> None:
         print(moved_aside(lesson, folder))
         print(started(lesson, folder))
     elif config.action == "hint":
-        print(next_hint(lesson, folder))
+        print(next_hint(lesson, folder, config.about))
     elif config.action == "diff":
         print(compared(lesson, folder))
     else:
@@ -130,17 +132,21 @@ def moved_aside(lesson: Lesson, folder: Path) -> str:
     return f"moved  {_near(work)} to {backup.name}"
 
 
-def next_hint(lesson: Lesson, folder: Path) -> str:
-    """The first hint not shown yet, and how many are left."""
+def next_hint(lesson: Lesson, folder: Path, about: str | None) -> str:
+    """The first hint not shown yet that names `about`, and how many there are. Raises UserError where none names it."""
     hints = [hint.strip() for hint in _read(lesson.folder / "hints.md").split("\n---\n")]
+    places = [n for n, hint in enumerate(hints) if about is None or about.lower() in hint.lower()]
+    if not places:
+        raise UserError(f"no hint of lesson {lesson.number} names {about!r}: `python -m lessons hint {lesson.number}`")
     progress = _progress(folder)
-    shown = progress["hints"].get(str(lesson.number), 0)
-    if shown >= len(hints):
-        every = "\n\n".join(hints)
+    shown = progress["hints"].setdefault(str(lesson.number), [])
+    new = next((n for n in places if n not in shown), None)
+    if new is None:
+        every = "\n\n".join(hints[n] for n in places)
         return f"{every}\n\nThese were all. `python -m lessons diff {lesson.number}` shows the solution beside yours."
-    progress["hints"][str(lesson.number)] = shown + 1
+    shown.append(new)
     _keep_progress(folder, progress)
-    return f"{hints[shown]}\n\n(hint {shown + 1} of {len(hints)})"
+    return f"{hints[new]}\n\n(hint {new + 1} of {len(hints)})"
 
 
 def compared(lesson: Lesson, folder: Path) -> str:

@@ -230,6 +230,21 @@ def test_hints_come_one_at_a_time_and_then_all(own: Path, capsys: pytest.Capture
     assert "diff 1" in shown
 
 
+def test_a_hint_can_be_asked_for_by_function(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drive("hint", "1", "train")
+    first = capsys.readouterr().out
+    assert first.startswith("`train`")
+    drive("hint", "1", "train")
+    second = capsys.readouterr().out
+    assert "train" in second
+    assert second != first
+    drive("hint", "1")
+    assert "hint 1 of" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        drive("hint", "1", "nothing_of_the_kind")
+    assert "no hint of lesson 1 names" in capsys.readouterr().err
+
+
 def test_diff_shows_both(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     driver.copied(learner.find(1), learner.find(1).solution, own)
     drive("diff", "1")
