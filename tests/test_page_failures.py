@@ -13,8 +13,7 @@ Open = Callable[..., Page]
 both_sizes = pytest.mark.parametrize("size", [PHONE, DESK], ids=["390", "1280"])
 
 
-@both_sizes
-@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("status", "size"), [(429, PHONE), (503, DESK)], ids=["429-390", "503-1280"])
 def test_a_busy_server_is_asked_again_when_it_said(open_page: Open, script: Script, size: dict, status: int):
     script.refusals = [refusal(status, "the server is busy", Retry_After="0"), refusal(status, "busy", Retry_After="1")]
     page = open_page(viewport=size)
@@ -50,36 +49,31 @@ def test_it_tries_three_times_more_and_not_for_ever(open_page: Open, script: Scr
     assert len(script.requests) == 4
 
 
-@pytest.mark.parametrize(
-    ("refused", "says"),
-    [
-        (
-            refusal(429, "too many answers at once", Retry_After="600"),
-            "Too many answers at once. It asks for 10 minutes.",
-        ),
-        (refusal(503, "the server is stopping"), "The server is stopping."),
-        (refusal(400, "the conversation has 9000 tokens, shorten it"), "The conversation has 9000 tokens, shorten it."),
-        (refusal(413, "<b>too large</b>"), "<b>too large</b>."),
-        (PlainTextResponse("<html>Bad gateway</html>", 502), "The server answered with status 502."),
-        (PlainTextResponse("hello", 200), "The connection ended in the middle of the answer."),
-        (PlainTextResponse("data: {nonsense\n\n", 200), "The server sent something that is no answer."),
-        (PlainTextResponse("data: 5\n\n", 200), "The server sent something that is no answer."),
-    ],
-    ids=["429", "503", "400", "413", "502", "200", "rubbish", "number"],
-)
-def test_a_refusal_is_told_and_the_question_can_be_sent_again(
-    open_page: Open, script: Script, refused: Response, says: str
-):
-    script.refusals = [refused]
+REFUSALS: list[tuple[Response, str]] = [
+    (refusal(429, "too many at once", Retry_After="600"), "Too many at once. It asks for 10 minutes."),
+    (refusal(503, "the server is stopping"), "The server is stopping."),
+    (refusal(400, "the conversation has 9000 tokens"), "The conversation has 9000 tokens."),
+    (refusal(413, "<b>too large</b>"), "<b>too large</b>."),
+    (PlainTextResponse("<html>Bad gateway</html>", 502), "The server answered with status 502."),
+    (PlainTextResponse("hello", 200), "The connection ended in the middle of the answer."),
+    (PlainTextResponse("data: {nonsense\n\n", 200), "The server sent something that is no answer."),
+    (PlainTextResponse("data: 5\n\n", 200), "The server sent something that is no answer."),
+]
+
+
+def test_a_refusal_is_told_and_the_question_can_be_sent_again(open_page: Open, script: Script):
     page = open_page()
-    asked(page, "hello")
-    expect(page.get_by_role("alert").locator("p")).to_have_text(says)
-    page.get_by_role("button", name="Try again").click()
+    script.refusals = [refused for refused, _ in REFUSALS]
+    ask(page, "hello")
+    for number, (_, says) in enumerate(REFUSALS):
+        expect(page.get_by_role("alert").locator("p")).to_have_text(says)
+        assert len(script.requests) == number + 1
+        page.get_by_role("button", name="Try again").click()
     expect(answer(page)).to_contain_text("You said: hello")
     finished(page)
     expect(page.get_by_role("alert")).to_have_count(0)
     expect(page.locator(".turn")).to_have_count(2)
-    assert script.requests[0] == script.requests[1]
+    assert all(request == script.requests[0] for request in script.requests)
 
 
 @both_sizes
