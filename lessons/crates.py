@@ -91,15 +91,17 @@ def built(crate: Crate, kind: str) -> Path:
     """The crate's program (kind bin) or Python module (cdylib), newly built where the source has changed.
 
     It is a copy named by its content: another build in the shared folder leaves it alone, and Python, which never
-    loads a file twice, loads a changed one. Raises CrateError with the compiler's words.
+    loads a file twice, loads a changed one. Raises CrateError with the compiler's first error.
     """
     with _lock():
         folder = _mirrored(crate)
-        done = _cargo(folder, "build", "--message-format=json-render-diagnostics")
+        done = _cargo(folder, "build", "--message-format=json")
+        messages = [json.loads(line) for line in done.stdout.splitlines()]
         if done.returncode != 0:
-            raise CrateError(f"it does not compile:\n{done.stderr.strip()}")
-        for line in done.stdout.splitlines():
-            message = json.loads(line)
+            told = [one["message"] for one in messages if one["reason"] == "compiler-message"]
+            errors = [one["rendered"] for one in told if one["level"] == "error" and one["spans"]]
+            raise CrateError(f"it does not compile:\n{(errors[0] if errors else done.stderr).strip()}")
+        for message in messages:
             if message["reason"] == "compiler-artifact" and Path(message["manifest_path"]) == folder / "Cargo.toml":
                 target = message["target"]
                 if kind in target["kind"]:

@@ -47,12 +47,11 @@ def as_arguments(merges: list[Pair]) -> list[str]:
 
 def told(found: list[Pair], expected: list[Pair], of: str) -> None:
     """That two lists of merges are equal, and otherwise where they part."""
-    both = enumerate(zip(found, expected, strict=False))
-    first = next((i for i, (one, other) in both if one != other), min(len(found), len(expected)))
-    assert found == expected, (
-        f"of {of} merge number {first} is {found[first : first + 1]}, and should be {expected[first : first + 1]} "
-        f"(you have {len(found)}, expected are {len(expected)})"
-    )
+    for i, (one, other) in enumerate(zip(found, expected, strict=False)):
+        assert one == other, f"of {of} merge number {i} is {one}, and should be {other}"
+    made, possible = len(found), len(expected)
+    assert made <= possible, f"of {of}: after {possible} merges no pair is left, and you made {made}"
+    assert made == possible, f"of {of}: you made {made} merges, and there are pairs for {possible}"
 
 
 def counted_words(text: str) -> Counter[str]:
