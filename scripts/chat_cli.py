@@ -21,6 +21,7 @@ from tyro.conf import arg
 from nanochat import chat_format, command, paths
 from nanochat.command import UserError
 from nanochat.conversation import Conversation, Message, Part
+from nanochat.gpt_config import Weights
 from nanochat.serving.protocol import Defaults
 from nanochat.terminal import Screen, heeding_ctrl_c, line_editor, read_line, read_text
 
@@ -60,6 +61,8 @@ class Config:
     """Where to compute; by itself it takes cuda, else mps, else cpu."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The format of matrix products."""
+    weights: Weights | None = None
+    """How the matrices are held; unset: in the format of --dtype."""
     dry_run: bool = False
     """Print the plan and end."""
 
@@ -82,7 +85,7 @@ def main(config: Config) -> None:
 
     stage = config.source or newest_stage() or "base"  # when there is nothing, load_model names the first command
     with Runtime.start(device_type=config.device_type, dtype=config.dtype, seed=config.seed) as runtime:
-        model, tokenizer, meta = load_model(stage, runtime, config.model_tag, config.step)
+        model, tokenizer, meta = load_model(stage, runtime, config.model_tag, config.step, weights=config.weights)
         how = " (a base model: it continues your text)" if stage == "base" else ""
         print(f"{stage} {meta['tag']}, step {meta['step']}, on {runtime.device_name}{how}", file=sys.stderr)
         chat = Chat(Engine(model, tokenizer), tokenizer, config, plain=stage == "base")

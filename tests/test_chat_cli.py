@@ -326,6 +326,8 @@ def test_one_prompt_prints_the_answer_alone_and_the_checkpoint_to_stderr(
     told = json.loads(capsys.readouterr().out)
     assert told["answer"] + "\n" == answers[0]
     assert told["completion_tokens"] == 12
+    chat_cli.main(Config(prompt="Who are you?", weights="bfloat16", **REAL))
+    assert capsys.readouterr().out.strip()
     chat_cli.main(Config(prompt="The sky", source="base", **REAL))
     shown = capsys.readouterr()
     assert shown.err.startswith("base d1, step 7, on cpu (a base model: it continues your text)\n")
@@ -345,6 +347,14 @@ def test_a_pipe_of_questions_gives_a_pipe_of_answers(
 
 def test_without_any_checkpoint_the_first_command_is_named(base_dir: Path):
     with pytest.raises(UserError, match=re.escape("run `python -m scripts.base_train` first")):
+        chat_cli.main(Config(prompt="hi", **REAL))
+
+
+def test_a_truncated_checkpoint_is_one_sentence(base_dir: Path):
+    save_random_checkpoint("sft")
+    file = next(base_dir.rglob("model.safetensors"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"no valid sft checkpoint of d1 .* has 1000 bytes instead of"):
         chat_cli.main(Config(prompt="hi", **REAL))
 
 
