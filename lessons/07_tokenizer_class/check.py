@@ -53,7 +53,7 @@ def test_training_needs_room_for_bytes_and_special_tokens() -> None:
         mine.Tokenizer.train_from_iterator(["a b"], least - 1)
 
 
-def test_training_reads_an_endless_kind_of_iterator_once() -> None:
+def test_training_reads_its_iterator_once() -> None:
     read: list[int] = []
 
     def texts() -> Iterator[str]:
