@@ -1,7 +1,7 @@
 """Lesson 7: a real tokenizer class: byte-level, trained by your Rust, with special tokens, saved and loaded.
 
-The check calls `Tokenizer` and its methods by these names; so do later lessons. After `from lessons.learner import load`,
-`load(5).train` is your trainer, `load(6).split` and `load(6).encode_word` are your encoder.
+The check calls `Tokenizer` and its methods by these names; so do later lessons. `from lessons.learner import load`
+gives what was written before: `load(5).train` is your trainer, `load(6).split` and `load(6).encode_word` your encoder.
 """
 
 from collections.abc import Iterable

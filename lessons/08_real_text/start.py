@@ -1,7 +1,7 @@
 """Lesson 8: real text: get it, look at it, hold some out, train on it, measure.
 
-The check calls these by name: python_help, documents, hold_out, look, bytes_per_token, tok_eval, growth. The last goes on
-with lessons 5 to 7, which `from lessons.learner import load` gives.
+The check calls these by name: python_help, documents, hold_out, look, bytes_per_token, tok_eval, growth. The last one
+goes on with lessons 5 to 7, which `from lessons.learner import load` gives.
 """
 
 from collections.abc import Callable
