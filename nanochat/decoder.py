@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from nanochat.gpt import GPT, MLP, Attention, Block, rms_norm
+from nanochat.gpt_config import GPTConfig
 from nanochat.kv_cache import Reading
 
 Matrix = Callable[[torch.Tensor], torch.Tensor]
@@ -25,6 +26,7 @@ class Decoder:
         self.layers = [_Layer(block) for block in model.transformer.h if isinstance(block, Block)]
         cosine, sine = model.rotary
         turns = torch.stack((torch.cat((cosine, cosine), dim=1), torch.cat((sine, -sine), dim=1)), dim=1)
+        self.scratch: dict[int, Scratch] = {}
         self.turns = turns.to(self.dtype).unsqueeze(2)  # (positions, 2, 1, D)
         with torch.no_grad():
             table = model.transformer.wte.weight.to(self.dtype)
@@ -34,6 +36,7 @@ class Decoder:
         """The new tokens' ids (N,) to the last layer's normalised output (N, C); the cache takes them up."""
         config, tricks = self.config, self.model.tricks
         x = self._embed(ids, reading)
+        tokens, (turned_heads, shared_heads) = ids.size(0), (config.n_head + config.n_kv_head, config.n_kv_head)
         norms = (_FewCalls if x.device.type == "cpu" else _Fused)(self, reading.positions)
         middle = start = x
         for number, layer in enumerate(self.layers):
@@ -41,14 +44,14 @@ class Decoder:
                 middle = x
             if config.residual_scalars:
                 x = tricks.enter(x, start, number)
-            made = layer.project(norms.norm(x)).view(len(ids), -1, config.head_dim)  # (N, H + 2 H_kv, D)
-            turned, values = made.split((config.n_head + config.n_kv_head, config.n_kv_head), dim=1)
+            made = layer.project(norms.norm(x)).view(tokens, -1, config.head_dim)  # (N, H + 2 H_kv, D)
+            turned, values = made.split_with_sizes((turned_heads, shared_heads), dim=1)
             if config.value_embeddings and (more := tricks.values(ids, number)) is not None:
                 values = values + more.to(self.dtype).view_as(values)
-            q, k = norms.turn(turned).split((config.n_head, config.n_kv_head), dim=1)
+            q, k = norms.turn(turned).split_with_sizes((config.n_head, shared_heads), dim=1)
             x = x + layer.c_proj(reading.attend(number, q, k, values))
             x = x + layer.mlp(norms.norm(x))
-        return rms_norm(tricks.leave(x, middle), config.norm_eps)
+        return norms.last_norm(tricks.leave(x, middle))
 
     def raw_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """(..., C) to (..., V) in any format, before they are squeezed, which leaves their order as it is."""
@@ -101,9 +104,24 @@ class _Fused:
         """(N, C) to the same with a mean square of 1."""
         return F.rms_norm(x, x.shape[-1:], eps=self.eps)
 
+    last_norm = norm
+
     def turn(self, x: torch.Tensor) -> torch.Tensor:
         """Queries and keys (N, heads, D) to the same turned to their positions, with a mean square of 1."""
         return self.norm(torch.addcmul(x * self.cosine, x.roll(x.size(-1) // 2, dims=-1), self.sine))
+
+
+Scratch = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+MOST_ROWS_KEPT = 64
+"""Scratch for so many tokens is kept for the next step."""
+
+
+def _scratch(config: GPTConfig, like: torch.Tensor) -> Scratch:
+    """Where N tokens' heads are turned, (N, heads, D) and as rows (N x heads, D + 1) with a last channel; lengths."""
+    tokens, heads, width = like.size(0), config.n_head + config.n_kv_head, config.head_dim
+    turned = like.new_full((tokens, heads, width + 1), (width * config.norm_eps) ** 0.5)
+    stream_lengths = like.new_full((tokens, 1), config.n_embd**0.5)
+    return turned[..., :-1], turned.view(-1, width + 1), stream_lengths, like.new_full((tokens * heads, 1), width**0.5)
 
 
 class _FewCalls:
@@ -115,18 +133,24 @@ class _FewCalls:
     """
 
     def __init__(self, decoder: Decoder, positions: torch.Tensor):
-        config, tokens = decoder.config, len(positions)
-        self.width = config.head_dim
-        self.cosine, self.sine = decoder.turns[positions].unbind(1)  # (N, 1, D)
-        heads = config.n_head + config.n_kv_head
-        turned = self.cosine.new_full((tokens, heads, self.width + 1), (self.width * config.norm_eps) ** 0.5)
-        self.turned, self.flat = turned[..., :-1], turned.view(-1, self.width + 1)
-        self.stream_lengths = self.cosine.new_full((tokens, 1), config.n_embd**0.5)
-        self.head_lengths = self.cosine.new_full((tokens * heads, 1), self.width**0.5)
+        self.width = decoder.config.head_dim
+        self.cosine, self.sine = decoder.turns.index_select(0, positions).unbind(1)  # (N, 1, D)
+        tokens = positions.size(0)
+        scratch = decoder.scratch.get(tokens)
+        if scratch is None:
+            scratch = _scratch(decoder.config, self.cosine)
+            if tokens <= MOST_ROWS_KEPT:
+                decoder.scratch[tokens] = scratch
+        self.turned, self.flat, self.stream_lengths, self.head_lengths = scratch
 
     def norm(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C) to the same with a mean square of 1; nothing stays nothing, and what is no number becomes it."""
         return torch._weight_norm_interface(x, self.stream_lengths, 0)[0].nan_to_num_()
+
+    def last_norm(self, x: torch.Tensor) -> torch.Tensor:
+        """The same, but what is no number stays none."""
+        unit, lengths = torch._weight_norm_interface(x, self.stream_lengths, 0)
+        return unit.nan_to_num_().add_(lengths.mul_(0))
 
     def turn(self, x: torch.Tensor) -> torch.Tensor:
         """Queries and keys (N, heads, D) to the same turned to their positions, with a mean square of 1."""

@@ -104,7 +104,10 @@ class KVCache:
     def _name_parts(self) -> None:
         """Views that every layer of every step needs: of each layer keys and values, and the same as lists of rows."""
         self.parts = [(layer[0], layer[1]) for layer in self.store]  # (slots, H, S, D)
-        self.flat = [tuple(part.view(-1, part.size(-1)) for part in pair) for pair in self.parts]  # (slots x H x S, D)
+        width = self.config.head_dim
+        self.flat = [
+            (keys.view(-1, width), values.view(-1, width)) for keys, values in self.parts
+        ]  # (slots x H x S, D)
         heads = self.config.n_kv_head
         starts = torch.arange(self.slots * heads, device=self.store.device) * self.capacity
         self.starts = starts.view(self.slots, heads)  # where in `flat` each slot's heads begin
@@ -147,9 +150,13 @@ class Reading:
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Take up keys and values (N, H, D) of the new tokens; what their queries see, (N, H x D)."""
-        for store, new in zip(self.cache.flat[layer], (k, v), strict=True):
-            store.index_copy_(0, self.index, new.reshape(-1, new.size(-1)))
+        all_keys, all_values = self.cache.flat[layer]
+        all_keys.index_copy_(0, self.index, k.reshape(-1, all_keys.size(1)))
+        all_values.index_copy_(0, self.index, v.reshape(-1, all_keys.size(1)))
         window, first = self.cache.windows[layer], len(self.lengths)
+        if not self.chunks and not self._apart:
+            keys, values = self._held[layer]
+            return self._one_each(q, keys, values, self.lengths, window)
         seen = []
         if self._apart:
             for row in range(first):
@@ -158,7 +165,7 @@ class Reading:
                 seen.append(self._one_each(q[part], keys, values, self.lengths[part], window))
         elif first:
             keys, values = self._held[layer]
-            seen.append(self._one_each(q[:first] if self.chunks else q, keys, values, self.lengths, window))
+            seen.append(self._one_each(q[:first], keys, values, self.lengths, window))
         for number, chunk in enumerate(self.chunks):
             part = slice(first, first + chunk.tokens)
             fresh = (k[part], v[part]) if chunk.start == 0 else None
