@@ -77,14 +77,14 @@ def measured(lines: Lines, rows: dict[str, Row], rounds: int, seconds: float) ->
                 runs[who].append(result)
                 print(
                     f"{number}/{rounds}  {name:14} {who:26} {job.micro:2} rows {result['tokens_per_second']:8,.0f} "
-                    f"tokens/s {result['memory_bytes'] / 1e9:5.2f} GB, mfu {result['mfu']:.0%}, "
-                    f"cores had {result['cpu_share']:.0%}",
+                    f"tokens/s {result['memory_bytes'] / 1e9:5.2f} GB, {result['cpu_share']:.0%} of the cores",
                     flush=True,
                 )
         found[name] = {
             who: {"micro": chosen[who].micro, "trials": trials[who], **medians(of_who)} for who, of_who in runs.items()
         }
         for dtype in row.dtypes:
+            add_mfu([each for who, each in found[name].items() if f".{dtype}." in who])
             compiled, eager = f"ours.{dtype}.compiled", f"ours.{dtype}.eager"
             cold = cold_start(lines, chosen[compiled])
             found[name][compiled] |= {
@@ -135,7 +135,15 @@ def cold_start(lines: Lines, job: Speed) -> dict[str, Any]:
 def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Field by field, and the range of the speed."""
     rates = [run["tokens_per_second"] for run in runs]
-    return {**{key: median(run[key] for run in runs) for key in runs[0]}, "slowest": min(rates), "fastest": max(rates)}
+    ends = {"slowest": min(rates), "fastest": max(rates), "highest_peak": max(run["peak_flops"] for run in runs)}
+    return {**{key: median(run[key] for run in runs) for key in runs[0]}, **ends}
+
+
+def add_mfu(of_dtype: list[dict[str, Any]]) -> None:
+    """The share of the highest peak that any process of a format measured: a busy moment only lowers a peak."""
+    peak = max(each["highest_peak"] for each in of_dtype)
+    for each in of_dtype:
+        each["mfu"] = each["flops_per_token"] * each["tokens_per_second"] / peak
 
 
 def pays_after(first_seconds: float, compiled_step: float, eager_step: float) -> float | None:

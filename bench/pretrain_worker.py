@@ -80,7 +80,10 @@ class Checkpoints:
 
 
 def speed(job: Speed) -> Result:
-    """Tokens per second by the median step; the first step; memory above the process after its imports."""
+    """Tokens per second by the median step; the first step; memory above the process after its imports.
+
+    The peak is that of square matrix products in the same format and with as many threads.
+    """
     import torch
 
     from nanochat import calibration
@@ -98,8 +101,7 @@ def speed(job: Speed) -> Result:
         before, step = _peer_step(job, sizes, runtime)
         found = _timed(job, step, before)
         peak = calibration.peak_flops(runtime)
-    share = sizes.flops_per_token * found["tokens_per_second"] / peak
-    return {**found, "mfu": share, "peak_flops": peak, "threads": torch.get_num_threads()}
+    return {**found, "flops_per_token": sizes.flops_per_token, "peak_flops": peak, "threads": torch.get_num_threads()}
 
 
 def _our_step(job: Speed, sizes: "GPTConfig", runtime: "Runtime") -> tuple[int, Callable[[], object]]:
