@@ -103,15 +103,18 @@ function updateAnswer(turn, message, run) {
   for (const block of wanted.slice(same)) block.node = block.make();
   body.append(...wanted.slice(same).map((block) => block.node));
   body.drawn = [...drawn.slice(0, same), ...wanted.slice(same)];
-  turn.querySelector(".pending")?.remove();
-  if (run && !(message.parts.length && !run.notice)) turn.append(pending(run));
+  updatePending(turn, run, run && (run.notice || !message.parts.length));
 }
 
-function pending(run) {
-  const line = element("p", "pending", element("span", "dot"));
-  if (run.notice) line.append(element("span", "note", run.notice));
-  if (run.retryNow) line.append(textButton("Try now", run.retryNow));
-  return line;
+// The line stays the same one while it counts down: a button that is replaced can hardly be pressed.
+function updatePending(turn, run, waits) {
+  let line = turn.querySelector(".pending");
+  if (!waits) return line?.remove();
+  if (!line) turn.append((line = element("p", "pending", element("span", "dot"), element("span", "note"))));
+  line.children[1].textContent = run.notice;
+  const button = line.querySelector("button");
+  if (run.retryNow && !button) line.append(textButton("Try now", () => run.retryNow?.()));
+  if (!run.retryNow) button?.remove();
 }
 
 function blocksOf(parts) {
