@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, C width, H heads, D channels per head.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -50,13 +50,16 @@ CHANGES = {
     "all_zero": Change("initialisation", "all matrices and the head zero", weights="zero"),
     "muon_0.01": Change("optimizer", "Muon at 0.01", matrix_lr=0.01),
     "muon_0.04": Change("optimizer", "Muon at 0.04", matrix_lr=0.04),
+    "muon_0.08": Change("optimizer", "Muon at 0.08", matrix_lr=0.08),
     "adamw_0.001": Change("optimizer", "AdamW for the matrices, at 0.001", matrices="adamw", matrix_lr=0.001),
     "adamw_0.003": Change("optimizer", "AdamW for the matrices, at 0.003", matrices="adamw", matrix_lr=0.003),
     "adamw_0.01": Change("optimizer", "AdamW for the matrices, at 0.01", matrices="adamw", matrix_lr=0.01),
+    "adamw_0.03": Change("optimizer", "AdamW for the matrices, at 0.03", matrices="adamw", matrix_lr=0.03),
     "adamw_one_rate": Change(
         "optimizer", "AdamW for everything, at 0.003", matrices="adamw_everywhere", matrix_lr=0.003
     ),
     "sgd_0.1": Change("optimizer", "SGD with momentum for the matrices, at 0.1", matrices="sgd", matrix_lr=0.1),
+    "sgd_0.3": Change("optimizer", "SGD with momentum for the matrices, at 0.3", matrices="sgd", matrix_lr=0.3),
     "sgd_1": Change("optimizer", "SGD with momentum for the matrices, at 1", matrices="sgd", matrix_lr=1.0),
 }
 
@@ -80,18 +83,6 @@ class VariedAttention(Attention):
         return self.c_proj(y.transpose(1, 2).reshape(rows, tokens, -1))
 
 
-class PlacedEmbedding(torch.nn.Embedding):
-    """The embedding, with something added by position."""
-
-    def __init__(self, config: GPTConfig):
-        super().__init__(config.vocab_size, config.n_embd)
-        self.places = torch.nn.Parameter(torch.zeros(config.sequence_len, config.n_embd))
-
-    def forward(self, idx: torch.Tensor) -> torch.Tensor:
-        """Ids (B, T) to (B, T, C)."""
-        return super().forward(idx) + self.places[: idx.size(1)]
-
-
 class VariedGPT(GPT):
     """The product's model with other positions."""
 
@@ -100,15 +91,18 @@ class VariedGPT(GPT):
         for layer, block in enumerate(self.transformer.h):
             here = change.turned_layers is None or layer < change.turned_layers
             block.attn = VariedAttention(config, change.turned if here else "")
-        if change.added:
-            self.transformer.wte = PlacedEmbedding(config)
+        self.places = torch.nn.Parameter(torch.zeros(config.sequence_len, config.n_embd)) if change.added else None
+
+    def _embed(self, *given: Any) -> torch.Tensor:
+        x = super()._embed(*given)
+        return x if self.places is None else x + self.places[: x.size(1)]
 
     def roles(self) -> dict[str, Role]:
         """What each parameter is, by name. At the embedding's rate a table of positions would drown the tokens."""
         return {name: "scalar" if name == PLACES else role for name, role in super().roles().items()}
 
 
-PLACES = "transformer.wte.places"
+PLACES = "places"
 
 
 def sines(positions: int, width: int) -> torch.Tensor:
