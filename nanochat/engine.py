@@ -8,6 +8,8 @@ the model goes on. A row ends at `<|assistant_end|>`, at `<|bos|>` (a new docume
 A row's ids depend on its own prompt, parameters and random numbers alone, up to rounding: kernels add up in another
 order for another number of rows. In float32 that is 1e-5 of a logit, in bfloat16 it may be the last of its eight bits,
 so that there a near tie can go the other way in other company.
+
+Lesson: lessons/20_sampling_and_cache
 """
 
 import random
@@ -70,7 +72,7 @@ class Engine:
         *,
         max_rows: int = 256,
         memory_bytes: int | None = None,
-        prefill_tokens: int = 512,
+        prefill_tokens: int = 256,
         tools: Sequence[str] = (),
     ):
         check_tools(tools)

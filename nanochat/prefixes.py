@@ -8,6 +8,9 @@ import torch
 LEAST_SHARED = 16
 """Ids that two texts must have in common to be worth a copy."""
 
+MOST_TEXTS = 256
+"""Texts that are kept: each of them is looked at for every prompt."""
+
 
 @dataclass(eq=False)
 class Kept:
@@ -31,9 +34,8 @@ class Prefixes:
         """The text that shares the longest start with the prompt, and how long that is."""
         best, length = None, 0
         for kept in self._kept:
-            shared = common_length(kept.ids, prompt)
-            if shared > length:
-                best, length = kept, shared
+            if kept.ids[: length + 1] == prompt[: length + 1] and prompt:
+                best, length = kept, common_length(kept.ids, prompt)
         return best, length
 
     def use(self, kept: Kept) -> None:
@@ -48,6 +50,8 @@ class Prefixes:
                 self._drop(kept)
         self._kept.append(Kept(ids, data))
         self.bytes += data.nbytes
+        if len(self._kept) > MOST_TEXTS:
+            self._drop(self._kept[0])
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Whether a text is kept that starts with these ids."""

@@ -144,6 +144,23 @@ def test_the_largest_are_those_of_a_sort(rows: int, vocabulary: int) -> None:
     assert torch.equal(ids, expected.indices[:, :50])
 
 
+@pytest.mark.parametrize("fields", [{"top_p": 0.9}, {"min_p": 0.02}, {"top_p": 0.95, "min_p": 0.01}, {"top_p": 0.999}])
+@pytest.mark.parametrize("flat", [1.0, 5.0])
+def test_cuts_of_a_large_vocabulary_draw_what_a_sort_of_all_draws(fields: dict[str, float], flat: float) -> None:
+    """Whether the likeliest that are looked at are enough, or the distribution is so flat that all have to be."""
+    logits = torch.randn(40, 4000, generator=torch.Generator().manual_seed(7)).mul_(5 / flat)
+    numbers = uniforms(40)
+    drawn = draw(logits, numbers, **fields)
+    ordered = logits.double().sort(descending=True)
+    weights = ordered.values.softmax(-1)
+    if "top_p" in fields:
+        weights[weights.cumsum(-1) - weights >= fields["top_p"]] = 0
+    weights[weights < fields.get("min_p", 0) * weights[:, :1]] = 0
+    sums = weights.cumsum(-1)
+    expected = torch.searchsorted(sums, torch.tensor(numbers).unsqueeze(1) * sums[:, -1:])
+    assert drawn == ordered.indices.gather(1, expected).squeeze(1).tolist()
+
+
 KINDS = st.fixed_dictionaries(
     {},
     optional={
