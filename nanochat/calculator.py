@@ -5,6 +5,8 @@ Numbers with + - * / // % ** and parentheses, comparisons of them, and texts as 
 prefixes of strings, no escapes), then parsed, and its syntax tree is walked node by node: nothing is ever evaluated by
 Python. No signals and no clock: length, depth and digits are bounded instead, and with them the time, so it works in
 any thread. Programs run in `execution`, not here.
+
+Lesson: lessons/22_tools
 """
 
 import ast

@@ -5,6 +5,8 @@
 
 The one place for this, used by training, reinforcement learning, engine and server. Control tokens exist only as ids:
 every text goes through the ordinary encoder, whatever it spells. No vocabulary lives here; an `Encoder` is handed in.
+
+Lesson: lessons/21_conversations
 """
 
 import itertools

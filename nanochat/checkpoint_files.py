@@ -2,6 +2,8 @@
 
 A step's folder is written beside its place, every file synced, the manifest (sizes and SHA-256) last, and then renamed;
 one that it replaces steps aside until then. Valid means: the manifest verifies. What the files mean is not here.
+
+Lesson: lessons/19_validation
 """
 
 import hashlib

@@ -5,6 +5,8 @@ A bundle is a folder with `core.yaml` (the tasks), `eval_meta_data.csv` (the ran
 multiple_choice     query and choices: the choice with the lowest mean loss
 schema              several contexts, one continuation: the context that gives it the lowest mean loss
 language_modeling   context and continuation: right when every token of it is the likeliest
+
+Lesson: lessons/19_validation
 """
 
 import csv

@@ -4,6 +4,8 @@ Held everywhere: a fresh process without the environment, site-packages, standar
 on output. Held where the system has `resource`: memory, processor seconds, size of files, open files, no core file.
 This is no wall against a hostile program: it may read what our user may read, and use the network. What it can not do
 is pass by printing or by leaving early: the verdict needs a nonce that the process reads only after the program's end.
+
+Lesson: lessons/22_tools
 """
 
 import contextlib

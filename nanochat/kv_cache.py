@@ -4,6 +4,8 @@ Sequences of any lengths are read together: the new tokens of all of them stand 
 each of the first slots and then chunks of some others. Only attention knows which are whose.
 
 Shapes: N new tokens, H heads (key-value heads where keys are meant), S capacity in tokens, D channels per head.
+
+Lesson: lessons/20_sampling_and_cache
 """
 
 import math

@@ -1,4 +1,7 @@
-"""How well a model predicts: mean loss per token, and bits per byte, which no vocabulary can flatter."""
+"""How well a model predicts: mean loss per token, and bits per byte, which no vocabulary can flatter.
+
+Lesson: lessons/19_validation
+"""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,6 +1,8 @@
 """The machine of one process: device, number format, rank; started and ended by a context manager.
 
 torch enters the house here. Nothing in this room knows a model.
+
+Lessons: lessons/17_one_gpu, lessons/18_two_processes
 """
 
 import contextlib

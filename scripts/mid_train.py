@@ -2,6 +2,8 @@
 
 python -m scripts.mid_train
 python -m scripts.mid_train --tasks TinyChat TinyMath SpellingBee --data my_identity.jsonl
+
+Lesson: lessons/21_conversations
 """
 
 from dataclasses import asdict, dataclass
