@@ -1,6 +1,8 @@
 """Rotary positions and causal attention.
 
 Shapes: B rows, T tokens, H heads, D channels per head, S keys.
+
+Lessons: lessons/10_forward_pass, lessons/11_positions
 """
 
 import torch

@@ -5,6 +5,8 @@ forgotten a chunk of tokens at a time; the gradient of a chunk is taken while it
 only scales it.
 
 Shapes: N tokens, D width, V vocabulary.
+
+Lesson: lessons/13_backward_by_hand
 """
 
 import torch

@@ -4,6 +4,8 @@ Both loaders are iterators without end that start over in another order when the
 them before), and both have an exact `state_dict`: the batch after a resume is the batch that would have come.
 
 Shapes: B rows per rank, T tokens. A row holds T + 1 ids; inputs are all but the last, targets all but the first.
+
+Lesson: lessons/09_x_and_y
 """
 
 import random

@@ -4,6 +4,8 @@ Rotary positions, parameter-free RMSNorm (after the embedding too), QK-norm, unt
 no biases, capped logits, zero-initialised output projections. Not in this room: how it is trained, sampled or stored.
 
 Shapes: B rows, T tokens, C width, H heads, D channels per head, V vocabulary.
+
+Lessons: lessons/10_forward_pass, lessons/12_initialisation
 """
 
 import math

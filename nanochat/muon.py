@@ -3,6 +3,8 @@
 Which parameters are matrices, their momentum, and how ranks share the work: `optim`.
 
 Shapes: N matrices of R rows and C columns.
+
+Lesson: lessons/15_muon
 """
 
 from dataclasses import dataclass

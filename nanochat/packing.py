@@ -1,6 +1,8 @@
 """What loading is in numbers alone: whose turn an item is, and which pieces share a row.
 
 Where items come from, and what becomes of rows, is not here.
+
+Lesson: lessons/09_x_and_y
 """
 
 from bisect import bisect_left, bisect_right, insort

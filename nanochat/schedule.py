@@ -2,6 +2,8 @@
 
 python -m nanochat.schedule --num_iterations=1000 --warmup_iters=20
 python -m nanochat.schedule --shape=cosine --plot
+
+Lesson: lessons/14_optimizers
 """
 
 import math

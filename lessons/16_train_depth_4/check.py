@@ -60,7 +60,7 @@ def test_one_dial_makes_the_sizes(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [4, 12, 20])
-def test_rates_are_the_products(depth: int) -> None:
+def test_rates_are_those_of_nanochat(depth: int) -> None:
     plan = plan_training(
         config_for_depth(depth, 1000, 128), device_batch_size=1, world_size=1, total_batch_size=None,
         num_iterations=10, target_param_data_ratio=1.0, matrix_lr=0.03, embedding_lr=0.2, unembedding_lr=0.004,
@@ -70,7 +70,7 @@ def test_rates_are_the_products(depth: int) -> None:
     assert found == pytest.approx(expected), f"width {64 * depth}: {found}, expected {expected}"
 
 
-def test_the_momentum_rises_as_the_products() -> None:
+def test_the_momentum_rises_as_that_of_nanochat() -> None:
     for step in (0, 1, 150, 299, 300, 1000):
         found, expected = mine.muon_momentum(step), schedule.muon_momentum(step)
         assert found == pytest.approx(expected), f"step {step}: {found}, expected {expected}"
@@ -115,7 +115,7 @@ def test_one_batch_can_be_learned_by_heart() -> None:
     assert losses[-1] < 0.05, f"after 60 steps on one batch the loss is {losses[-1]:.3f}, it should be near 0"
 
 
-def test_bits_per_byte_are_the_products() -> None:
+def test_bits_per_byte_are_those_of_nanochat() -> None:
     measured, sizes = model(), numpy.array([0, *range(1, V)])  # id 0 stands for no text, as <|bos|>
     expected = evaluate_loss(measured, batches(3), sizes, Runtime(torch.device("cpu"), torch.float32)).bpb
     found = mine.bits_per_byte(measured, batches(3), torch.from_numpy(sizes))

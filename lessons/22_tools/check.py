@@ -21,7 +21,7 @@ SUMS = (
 NO_SUMS = (
     "", "(1", "1/0", "0**-1", "10**100", "9**9**9", "9" * 300, "(-8)**0.5", "1e400", "True", "x", "[1]", "'a'*9",
     "1 if 1 else 2", "(lambda: 1)()", "().__class__", "__import__('os').getpid()", "(1).bit_length()", "1;2", "f'{1}'",
-    "-" * 5000 + "1", "1<2", "1 and 2",
+    "-" * 5000 + "1", "1 and 2",
 )  # fmt: skip
 tokenizer = RustBPETokenizer.train_from_iterator(["What is 137 * 46? It is 6302."], vocab_size=280)
 
