@@ -26,4 +26,4 @@ mypy
 cargo fmt --check --manifest-path rustbpe/Cargo.toml
 cargo clippy --quiet --manifest-path rustbpe/Cargo.toml --all-targets --features python -- -D warnings
 cargo test --quiet --manifest-path rustbpe/Cargo.toml
-pytest -q -n 2
+pytest -q -n 2 --dist loadfile

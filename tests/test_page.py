@@ -33,6 +33,7 @@ def words(*texts: str) -> Callable[[str], list]:
 def test_a_question_is_typed_and_the_answer_streams(open_page: Open, script: Script, size: dict):
     script.answer = lambda _: [("text", "The capital "), WAIT, ("text", "of France "), WAIT, ("text", "is Paris.")]
     page = open_page(viewport=size)
+    page.wait_for_load_state("networkidle")  # it knows the model's name
     expect(page.get_by_role("button", name="Send")).to_be_disabled()
     ask(page, "What is the capital of France?")
     expect(page.locator(".user")).to_contain_text("What is the capital of France?")
