@@ -86,7 +86,7 @@ def test_room_for_bos_alone_takes_bos_alone() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "buffer_size"), [(8, 1), (8, 4), (16, 16), (50, 8)])
-def test_the_loader_gives_the_rows_of_the_products_packing(tokens: int, buffer_size: int) -> None:
+def test_the_loader_gives_the_rows_that_nanochat_packs(tokens: int, buffer_size: int) -> None:
     documents = some_documents(3)
     loader = mine.Loader(documents, BOS, 3, tokens, buffer_size)
     for number, expected in enumerate(batched(expected_rows(documents, tokens, buffer_size, 60), 3)):

@@ -38,16 +38,16 @@ def ids_and_targets() -> tuple[torch.Tensor, torch.Tensor]:
     return row[:, :-1], row[:, 1:]
 
 
+def test_linear_is_a_matrix_without_bias() -> None:
+    same(mine.linear(normal(B, T, C), normal(3, C)), F.linear(normal(B, T, C), normal(3, C)), "linear")
+
+
 def test_embed_takes_rows_of_the_table() -> None:
     ids, _ = ids_and_targets()
     same(mine.embed(normal(V, C), ids), F.embedding(ids, normal(V, C)), "embed")
 
 
-def test_linear_is_a_matrix_without_bias() -> None:
-    same(mine.linear(normal(B, T, C), normal(3, C)), F.linear(normal(B, T, C), normal(3, C)), "linear")
-
-
-def test_rms_norm_is_torchs() -> None:
+def test_rms_norm_agrees_with_torch() -> None:
     x = normal(B, T, C) * 7
     same(mine.rms_norm(x), F.rms_norm(x, (C,), eps=1e-6), "rms_norm")
 
@@ -66,7 +66,7 @@ def test_heads_are_split_in_blocks_of_channels_and_merged_again() -> None:
     same(mine.merge_heads(split), x, "merge_heads after split_heads")
 
 
-def test_the_rotary_table_has_the_products_angles() -> None:
+def test_the_rotary_table_has_the_angles_of_nanochat() -> None:
     cosine, sine = mine.rotary_table(T, D)
     expected = attention.rotary_table(T, D, 10_000.0, torch.device("cpu"))
     same(cosine, expected[0], "the cosines of rotary_table")
@@ -76,12 +76,12 @@ def test_the_rotary_table_has_the_products_angles() -> None:
 def test_rotate_turns_pairs_of_channels() -> None:
     x, table = normal(B, H, T, D), attention.rotary_table(T, D, 10_000.0, torch.device("cpu"))
     turned = mine.rotate(x, table[0], table[1])
-    same(turned[:, :, 0], x[:, :, 0], "rotate at position 0, where the angle is 0")
+    same(turned[:, :, 0], x[:, :, 0], "rotate at position 0, where nothing turns (pairs are channels i and i + D/2),")
     same(turned.norm(dim=-1), x.norm(dim=-1), "the length of what rotate gives, which turning does not change")
-    same(turned, attention.rotate(x, table), "rotate (pairs are i and i + D/2, and the angle is negative)")
+    same(turned, attention.rotate(x, table), "rotate (is the angle negative?)")
 
 
-def test_softmax_is_torchs_for_large_scores_too() -> None:
+def test_softmax_agrees_with_torch_for_large_scores_too() -> None:
     scores = normal(3, T)
     same(mine.softmax(scores), scores.softmax(-1), "softmax")
     same(mine.softmax(scores * 1e4), (scores * 1e4).softmax(-1), "softmax of scores of ten thousand")
@@ -99,7 +99,7 @@ def test_attention_weights_look_back_only_and_sum_to_one() -> None:
     same(found, F.scaled_dot_product_attention(q, k, values, is_causal=True), "attention_weights")
 
 
-def test_a_layers_parts_are_those_of_torch() -> None:
+def test_attention_mlp_and_block_agree_with_torch() -> None:
     weights, x = dict(product().named_parameters()), normal(B, T, C, seed=5)
     for layer in range(2):
         same(mine.attention(weights, layer, x, H), oracle.attention(weights, layer, x, H), f"attention {layer}")
@@ -112,18 +112,26 @@ def test_logits_are_capped() -> None:
     same(mine.logits(head, x), capped_logits(x, head, 15.0), "logits")
 
 
-def test_cross_entropy_is_torchs_and_leaves_out_targets_of_minus_one() -> None:
+def test_cross_entropy_agrees_with_torch_and_leaves_out_targets_of_minus_one() -> None:
     predicted, (_, targets) = normal(B, T, V) * 5, ids_and_targets()
     same(mine.cross_entropy(predicted, targets), F.cross_entropy(predicted.mT, targets), "cross_entropy")
+    extreme = F.cross_entropy(50 * predicted.mT, targets)
+    same(
+        mine.cross_entropy(50 * predicted, targets), extreme, "cross_entropy of targets with a probability below 1e-45"
+    )
     targets[0, 2:] = -1
     expected = F.cross_entropy(predicted.mT, targets, ignore_index=-1)
     same(mine.cross_entropy(predicted, targets), expected, "cross_entropy where some targets are -1")
 
 
-def test_the_whole_is_the_products_model() -> None:
+def test_the_whole_agrees_with_the_model_of_nanochat() -> None:
     model, (ids, targets) = product(), ids_and_targets()
     weights = dict(model.named_parameters())
-    same(mine.forward(weights, ids, H), model(ids), "the logits of forward")
+    same(
+        mine.forward(weights, ids, H),
+        model(ids),
+        "forward (is the stream normed behind the embedding, and before the head?)",
+    )
     same(mine.forward(weights, ids, H, targets), model(ids, targets), "the loss of forward")
 
 

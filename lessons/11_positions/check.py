@@ -51,7 +51,7 @@ def test_sines_are_those_of_the_formula() -> None:
     same(mine.sines(torch.tensor(positions), 8), expected, "sines", tolerance=1e-4)
 
 
-def test_turn_is_the_products_rotation_at_whole_positions() -> None:
+def test_turn_is_the_rotation_of_nanochat_at_whole_positions() -> None:
     x, table = normal(B, H, T, D), attention.rotary_table(T, D, 10_000.0, torch.device("cpu"))
     same(mine.turn(x, torch.arange(T)), attention.rotate(x, table), "turn")
 
@@ -79,7 +79,7 @@ def test_attention_turns_what_it_is_told_to(turned: str) -> None:
     same(found, oracle.attention(weights, 1, x, H, turned), f"attention with {turned or 'nothing'} turned")
 
 
-def test_with_q_and_k_turned_it_is_the_products_model() -> None:
+def test_with_q_and_k_turned_it_is_the_model_of_nanochat() -> None:
     model = product()
     same(mine.forward(weights_of(model), some_ids(), H, "rotary_qk"), model(some_ids()), "forward with rotary_qk")
 

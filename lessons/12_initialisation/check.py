@@ -26,7 +26,7 @@ def some_ids() -> tuple[torch.Tensor, torch.Tensor]:
     return rows[:, :-1], rows[:, 1:]
 
 
-def test_the_weights_have_the_products_names_and_shapes() -> None:
+def test_the_weights_have_the_names_and_shapes_of_nanochat() -> None:
     expected = {name: tuple(weight.shape) for name, weight in product().named_parameters()}
     found = {name: tuple(weight.shape) for name, weight in mine.GPT(V, C, L, H).named_parameters()}
     more = sorted(set(found) - set(expected))
@@ -37,7 +37,7 @@ def test_the_weights_have_the_products_names_and_shapes() -> None:
     assert not wrong, f"shapes (yours, expected): {wrong}"
 
 
-def test_forward_computes_what_the_product_computes() -> None:
+def test_forward_computes_what_nanochat_computes() -> None:
     model, (ids, targets) = mine.GPT(V, C, L, H), some_ids()
     theirs = product()
     with torch.no_grad():

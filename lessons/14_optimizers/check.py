@@ -57,7 +57,7 @@ def test_adam(betas: tuple[float, float]) -> None:
     )
 
 
-def test_adams_step_does_not_depend_on_the_size_of_the_gradient() -> None:
+def test_a_step_of_adam_does_not_depend_on_the_size_of_the_gradient() -> None:
     moved = []
     for scale in (1e-4, 1.0, 1e4):
         weight, state = torch.zeros(3), {}
@@ -88,7 +88,7 @@ def test_each_weight_has_a_state_of_its_own() -> None:
         assert state, "nothing is kept in `state`: where does the momentum live?"
 
 
-def test_layers_matrices_decay_and_nothing_else_does() -> None:
+def test_matrices_of_layers_decay_and_nothing_else_does() -> None:
     model = GPT(GPTConfig(sequence_len=4, vocab_size=8, n_layer=2, n_head=1, n_kv_head=1, n_embd=8, smear=True))
     for name, weight in model.named_parameters():
         expected = model.roles()[name] == "matrix"
@@ -98,7 +98,7 @@ def test_layers_matrices_decay_and_nothing_else_does() -> None:
 
 
 @pytest.mark.parametrize(("steps", "warmup", "warmdown"), [(10, 0, 0.4), (100, 7, 0.2), (10, 5, 0.9), (7, 0, 0.0)])
-def test_the_trapezoid_is_the_products(steps: int, warmup: int, warmdown: float) -> None:
+def test_the_trapezoid_is_that_of_nanochat(steps: int, warmup: int, warmdown: float) -> None:
     for step in range(steps):
         found, expected = mine.trapezoid(step, steps, warmup, warmdown), lr_multiplier(step, steps, warmup, warmdown)
         assert found == pytest.approx(expected), (
@@ -107,7 +107,7 @@ def test_the_trapezoid_is_the_products(steps: int, warmup: int, warmdown: float)
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(10, 0), (100, 7)])
-def test_the_cosine_is_the_products(steps: int, warmup: int) -> None:
+def test_the_cosine_is_that_of_nanochat(steps: int, warmup: int) -> None:
     for step in range(steps):
         found, expected = mine.cosine(step, steps, warmup), lr_multiplier(step, steps, warmup, shape="cosine")
         assert found == pytest.approx(expected), (

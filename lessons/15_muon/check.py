@@ -22,7 +22,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_newton_schulz_is_the_products(shape: tuple[int, int]) -> None:
+def test_newton_schulz_is_that_of_nanochat(shape: tuple[int, int]) -> None:
     matrix = normal(*shape) * 3
     given = matrix.clone()
     found = mine.newton_schulz(matrix)
@@ -51,7 +51,7 @@ def test_a_matrix_of_zeros_gives_zeros_and_not_nan() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_muon_steps_are_the_products(shape: tuple[int, int]) -> None:
+def test_muon_steps_are_those_of_nanochat(shape: tuple[int, int]) -> None:
     weight, theirs, state = normal(*shape, seed=1), torch.nn.Parameter(normal(*shape, seed=1)), {}
     rates = Rates(matrix_lr=0.05, muon=MuonOptions(variance_beta2=None))
     product = MuonAdamW({"w": theirs}, {"w": "matrix"}, rates, CPU)
@@ -70,13 +70,13 @@ def model(seed: int) -> GPT:
     return model
 
 
-def test_roles_are_the_products() -> None:
+def test_roles_are_those_of_nanochat() -> None:
     for name, weight in model(1).named_parameters():
         expected = model(1).roles()[name]
         assert mine.role(name, weight) == expected, f"{name} is {mine.role(name, weight)!r}, expected {expected!r}"
 
 
-def test_training_with_it_is_training_with_the_products_optimizer() -> None:
+def test_training_with_it_is_training_with_the_optimizer_of_nanochat() -> None:
     ours, theirs = model(1), model(1)
     given = {"matrix": 0.02, "embedding": 0.3, "unembedding": 0.006}
     rates = Rates(0.02, 0.3, 0.006, muon=MuonOptions(variance_beta2=None))

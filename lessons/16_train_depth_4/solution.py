@@ -1,0 +1,105 @@
+"""Lesson 16: train depth 4, leaving out nearly everything.
+
+Your loader (9), model (12), schedule (14) and optimizer (15), put together: the loop, what it is judged by, and text.
+
+Shapes: B rows, T tokens, V vocabulary.
+
+The check calls these by name: sizes, rates, muon_momentum, train, bits_per_byte, sample. Any design of your own is
+welcome behind them.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import nn
+
+from lessons.learner import load
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+def sizes(depth: int) -> tuple[int, int]:
+    """The one dial: width and heads of a model of `depth` layers. 64 channels a layer, and heads of 64 channels."""
+    width = 64 * depth
+    return width, width // 64
+
+
+def rates(width: int, matrix: float = 0.02) -> dict[str, float]:
+    """Rates by lesson 15's roles: matrices as given, tables at width 768 0.2 and 0.004, else with width^-1/2."""
+    scale = (width / 768) ** -0.5
+    return {"matrix": matrix, "embedding": 0.2 * scale, "unembedding": 0.004 * scale}
+
+
+def muon_momentum(step: int) -> float:
+    """From 0.85 to 0.95 over the first 300 steps: early gradients are soon out of date."""
+    return 0.85 + 0.1 * min(step / 300, 1.0)
+
+
+def train(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    optimizer: object,
+    steps: int,
+    on_step: Callable[[int, float], object] = lambda step, loss: None,
+) -> list[float]:
+    """Take `steps` batches and steps; the loss of each. `on_step(step, loss)` is called behind each step.
+
+    The optimizer is lesson 15's: step(lr_multiplier, momentum) and zero_grad(). The multiplier is lesson 14's trapezoid
+    with a warm-down of 0.4.
+    """
+    trapezoid, losses = load(14).trapezoid, []
+    for step in range(steps):
+        x, y = next(batches)
+        loss = model(x, y)
+        loss.backward()
+        optimizer.step(trapezoid(step, steps, warmdown=0.4), muon_momentum(step))
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        on_step(step, losses[-1])
+    return losses
+
+
+@torch.no_grad()
+def bits_per_byte(model: nn.Module, batches: Iterable[Batch], token_bytes: torch.Tensor) -> float:
+    """Bits that the model needs for a byte of the targets' text: their losses in nats, over ln 2, over their bytes.
+
+    `token_bytes` (V,) is how many bytes of text each id stands for. Targets of 0 bytes, as <|bos|>, count neither as
+    loss nor as text.
+    """
+    nats, length = 0.0, 0
+    for x, y in batches:
+        logits = model(x)  # (B, T, V)
+        losses = logits.logsumexp(-1) - logits.gather(-1, y.unsqueeze(-1)).squeeze(-1)  # (B, T)
+        sizes_of = token_bytes[y]
+        nats += float(losses[sizes_of > 0].sum())
+        length += int(sizes_of.sum())
+    return nats / math.log(2) / length
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    ids: list[int],
+    count: int,
+    context: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    stop: int | None = None,
+) -> list[int]:
+    """Up to `count` ids that go on from `ids`, which must hold one at least; the end comes early before the id `stop`.
+
+    Each is drawn by the softmax of the last logits over `temperature`; at temperature 0 it is the likeliest. The model
+    sees the last `context` ids at most, since it was trained on no more.
+    """
+    ids, given = list(ids), len(ids)
+    for _ in range(count):
+        last = model(torch.tensor([ids[-context:]]))[0, -1]  # (V,)
+        if temperature == 0:
+            chosen = int(last.argmax())
+        else:
+            chosen = int(torch.multinomial((last / temperature).softmax(-1), 1, generator=generator))
+        if chosen == stop:
+            break
+        ids.append(chosen)
+    return ids[given:]
