@@ -49,8 +49,8 @@ class Lesson:
 
 
 def lessons() -> list[Lesson]:
-    """All lessons in order."""
-    return [Lesson(folder) for folder in sorted(SHELF.glob("[0-9][0-9]_*"))]
+    """All lessons in order: the folders with a notebook."""
+    return [Lesson(notebook.parent) for notebook in sorted(SHELF.glob("[0-9][0-9]_*/lesson.ipynb"))]
 
 
 def find(number: int) -> Lesson:
