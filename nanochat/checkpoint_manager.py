@@ -7,6 +7,8 @@
     state.json          every rank's data position and random states, running averages
     meta.json           sizes of the model, the plan, the stage, hash of the tokenizer
     manifest.json
+
+Lesson: lessons/19_validation
 """
 
 import json

@@ -2,6 +2,8 @@
 
 A conversation is a list of messages that alternate user, assistant, user, ...; a system message may come first.
 An assistant's content may be a list of parts: what it says, a call of the tool, and what the tool answered.
+
+Lesson: lessons/21_conversations
 """
 
 from collections.abc import Mapping, Sequence

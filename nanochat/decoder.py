@@ -4,6 +4,8 @@ A step that makes one id for each row is so short that operations count, and in 
 out flat here, and no gradient is thought of.
 
 Shapes: N new tokens of any number of sequences, C width, H heads, D channels per head, V vocabulary.
+
+Lesson: lessons/20_sampling_and_cache
 """
 
 from collections.abc import Callable

@@ -1,6 +1,8 @@
 """The documents of a split as ids, read from row groups and tokenized by a thread ahead of their use.
 
 What comes depends on the position alone, never on time. Rows and batches are not here.
+
+Lesson: lessons/09_x_and_y
 """
 
 import os

@@ -1,4 +1,7 @@
-"""A task's score: the model writes or picks, the task judges; with count and interval."""
+"""A task's score: the model writes or picks, the task judges; with count and interval.
+
+Lesson: lessons/19_validation
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol

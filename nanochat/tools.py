@@ -2,6 +2,8 @@
 
 A named tool is a function of numbers and texts, called as in `convert(5, 'km', 'mi')`; nothing but such constants
 reaches it. All of them are off until they are asked for by name: a model has to be trained to use one.
+
+Lesson: lessons/22_tools
 """
 
 import ast

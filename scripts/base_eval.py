@@ -2,6 +2,8 @@
 
 python -m scripts.base_eval
 torchrun --standalone --nproc_per_node=8 -m scripts.base_eval --max_rows 500
+
+Lesson: lessons/19_validation
 """
 
 from dataclasses import dataclass

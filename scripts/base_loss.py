@@ -2,6 +2,8 @@
 
 python -m scripts.base_loss
 torchrun --standalone --nproc_per_node=8 -m scripts.base_loss -g d20
+
+Lesson: lessons/19_validation
 """
 
 from dataclasses import dataclass

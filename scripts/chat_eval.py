@@ -2,6 +2,8 @@
 
 python -m scripts.chat_eval -i sft
 torchrun --standalone --nproc_per_node=8 -m scripts.chat_eval -i sft -a GSM8K MMLU
+
+Lesson: lessons/19_validation
 """
 
 from dataclasses import dataclass

@@ -2,6 +2,8 @@
 
 The least that a task of your own defines is `eval_type`, `num_examples`, `get_example` and `evaluate`;
 `Task.__init__` need not be called.
+
+Lesson: lessons/21_conversations
 """
 
 import random

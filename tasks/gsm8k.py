@@ -2,6 +2,8 @@
 
 Its answers carry marks as in `48/2 = <<48/2=24>>24 clips` and end with `#### 72`. The marks become calls of the
 calculator; the number behind `####` is what counts.
+
+Lesson: lessons/22_tools
 """
 
 import re

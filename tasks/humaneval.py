@@ -1,4 +1,7 @@
-"""HumanEval: functions to write, judged by running them (arXiv:2107.03374), `openai/openai_humaneval`."""
+"""HumanEval: functions to write, judged by running them (arXiv:2107.03374), `openai/openai_humaneval`.
+
+Lesson: lessons/22_tools
+"""
 
 import re
 from dataclasses import dataclass

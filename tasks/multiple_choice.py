@@ -1,4 +1,7 @@
-"""Questions with lettered choices, put so that a small model can answer with the letter. Shared by ARC and MMLU."""
+"""Questions with lettered choices, put so that a small model can answer with the letter. Shared by ARC and MMLU.
+
+Lesson: lessons/19_validation
+"""
 
 from collections.abc import Sequence
 

@@ -1,5 +1,7 @@
 //! The split patterns of GPT-2, GPT-4, Qwen2 and ours by hand: many times as fast as the general engine, which is the
 //! oracle of the tests.
+//!
+//! Lesson: lessons/06_tiktoken_object
 
 use crate::split::{BLOCK, Word};
 use crate::unicode::{Class, Classes, others_of_64};

@@ -1,4 +1,6 @@
 //! What is a letter, a number, white space: one table over all code points, from the crate that regexes use too.
+//!
+//! Lesson: lessons/06_tiktoken_object
 
 use std::sync::OnceLock;
 

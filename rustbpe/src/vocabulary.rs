@@ -1,4 +1,6 @@
 //! Ids <-> bytes, and which two ids merge into which.
+//!
+//! Lesson: lessons/06_tiktoken_object
 
 use std::path::Path;
 
