@@ -459,7 +459,6 @@ def test_deterministic_algorithms_are_asked_of_torch_for_the_run(base: Path, mon
 
 
 def test_metrics_are_mirrored_to_tensorboard_when_asked(base: Path) -> None:
-    pytest.importorskip("tensorboardX")
     pretrain("board", num_iterations=1, tensorboard=True)
     [events] = (paths.checkpoints_dir("base", "board") / "tensorboard").iterdir()
     assert b"gradient_norm" in events.read_bytes()
