@@ -48,17 +48,17 @@ def orthogonalize(
     matrices (N, R, C), any N; the products are made in `dtype`, the result has the format of `matrices`.
     """
     tall = matrices.size(-2) > matrices.size(-1)
-    wide = matrices.mT if tall else matrices
     polar = method == "polar_express"
-    largest = torch.linalg.matrix_norm(wide, keepdim=True) * (POLAR_EXPRESS_SAFETY if polar else 1.0)
-    x = (wide / (largest + 1e-7)).to(dtype)
+    largest = torch.linalg.matrix_norm(matrices, keepdim=True) * (POLAR_EXPRESS_SAFETY if polar else 1.0)
+    x = (matrices / (largest + 1e-7)).to(dtype)
     quintics = POLAR_EXPRESS if polar else NEWTON_SCHULZ
     for number, (a, b, c) in enumerate(quintics, start=1):
         if polar and number < len(quintics):
             a, b, c = a / POLAR_EXPRESS_SAFETY, b / POLAR_EXPRESS_SAFETY**3, c / POLAR_EXPRESS_SAFETY**5
-        gram = x @ x.mT  # (N, shorter, shorter)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).to(matrices.dtype)
+        gram = x.mT @ x if tall else x @ x.mT  # (N, shorter, shorter)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, factor, beta=a) if tall else torch.baddbmm(x, factor, x, beta=a)
+    return x.to(matrices.dtype)
 
 
 def variance_shape(rows: int, columns: int) -> tuple[int, int]:

@@ -103,12 +103,17 @@ class MuonAdamW:
         leaving = []
         for share, moving in zip(self.shares, arriving, strict=True):
             gradient = moving.wait()
-            weights = self._slice(_whole(share, (self.parameters[name].data for name in share.names)))
             if share.role == "matrix":
-                self._muon(share.state, weights, gradient, lr_multiplier, momentum, decay_multiplier)
+                first = self.rank * gradient.size(0)
+                own = [self.parameters[name].data for name in share.names[first : first + gradient.size(0)]]
+                self._muon(share.state, own, gradient, lr_multiplier, momentum, decay_multiplier)
+                weights = gradient if self.world_size == 1 else _filled(gradient, own)
             else:
+                weights = self._slice(self.parameters[share.names[0]].data.view(-1))
                 self._adamw(share, weights, gradient, lr_multiplier, decay_multiplier)
             leaving.append(self._gather(weights))
+        if self.world_size == 1:
+            return  # the parameters themselves were updated
         for share, moving in zip(self.shares, leaving, strict=True):
             self._put(share, moving.wait())
 
@@ -120,12 +125,13 @@ class MuonAdamW:
     def _muon(
         self,
         state: dict[str, torch.Tensor],
-        weights: torch.Tensor,
+        weights: list[torch.Tensor],
         gradients: torch.Tensor,
         lr_multiplier: float,
         momentum: float,
         decay_multiplier: float,
     ) -> None:
+        """Update some matrices. `gradients` is their stack, with zeros behind it where ranks have unequal parts."""
         options = self.rates.muon
         buffer = state["momentum"].lerp_(gradients, 1 - momentum)
         update = orthogonalize(gradients.lerp_(buffer, momentum), self.dtype, options.method)  # Nesterov
@@ -133,8 +139,11 @@ class MuonAdamW:
             even_out_(update, state["variance"], options.variance_beta2)
         rows, columns = update.shape[-2:]
         rate = self.rates.matrix_lr * lr_multiplier
-        decay_(weights, update, rate * self.rates.weight_decay * decay_multiplier, options.cautious)
-        weights.sub_(update, alpha=rate * max(1.0, rows / columns) ** 0.5)
+        changes = list(update[: len(weights)])
+        for weight, change in zip(weights, changes, strict=True):
+            decay_(weight, change, rate * self.rates.weight_decay * decay_multiplier, options.cautious)
+        if weights:
+            torch._foreach_sub_(weights, changes, alpha=rate * max(1.0, rows / columns) ** 0.5)
 
     def _adamw(
         self,
@@ -215,11 +224,11 @@ class MuonAdamW:
         return _Moving(whole, dist.all_gather_into_tensor(whole, part.contiguous(), async_op=True))
 
     def _put(self, share: _Share, whole: torch.Tensor) -> None:
-        """Write a share's new weights into its parameters."""
+        """Write a share's new weights, of all ranks, into its parameters."""
         if share.role == "matrix":
             for name, weight in zip(share.names, whole, strict=False):
                 self.parameters[name].copy_(weight)
-        elif self.world_size > 1:  # one rank has updated the parameter itself: its share is a view of it
+        else:
             parameter = self.parameters[share.names[0]]
             parameter.copy_(whole[: parameter.numel()].view_as(parameter))
 
@@ -243,6 +252,13 @@ def _whole(share: _Share, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """The stack of a share's matrices, or its only tensor laid flat (a view where that can be)."""
     found = list(tensors)
     return torch.stack(found) if share.role == "matrix" else found[0].reshape(-1)
+
+
+def _filled(stack: torch.Tensor, matrices: list[torch.Tensor]) -> torch.Tensor:
+    """The stack (N, R, C) with these matrices in its first places."""
+    for place, matrix in zip(stack, matrices, strict=False):
+        place.copy_(matrix)
+    return stack
 
 
 def _gradient(parameter: torch.nn.Parameter) -> torch.Tensor:

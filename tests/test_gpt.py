@@ -86,7 +86,7 @@ def test_the_portable_switches_give_the_logits_of_qwen3() -> None:
 
 
 def test_the_chunked_loss_and_its_gradients_equal_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanochat.chunked_loss.LEAST_CHUNK_TOKENS", 1)
+    monkeypatch.setattr("nanochat.chunked_loss.LEAST_TOKENS", 1)
     monkeypatch.setitem(chunked_loss.CHUNK_VALUES, "cpu", 97 * 20)  # several chunks, the last one smaller
     monkeypatch.setitem(chunked_loss.BLOCK_VALUES, "cpu", 97 * 7)  # several blocks in each, the last one smaller
     idx = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(2))
