@@ -5,6 +5,8 @@
 
 A run that stands in the file is not repeated: interrupt and start again as you like. Seeds change the weights and the
 order of the documents. Losses do not depend on how busy the machine is, seconds do: run it on a quiet one.
+
+Lesson: lessons/25_your_ablation
 """
 
 import gc
@@ -32,6 +34,7 @@ from nanochat.plan import plan_training
 from nanochat.runtime import Runtime
 from nanochat.schedule import lr_multiplier, muon_momentum
 from nanochat.tokenizer import RustBPETokenizer
+from nanochat.training import accumulate, compiled
 
 SOURCE = "ablations"
 SETTINGS = ("depth", "vocab_size", "max_seq_len", "total_batch_size", "tokens", "eval_tokens", "dtype", "compile")
@@ -146,7 +149,7 @@ def run(config: Config, name: str, seed: int, tokenizer: RustBPETokenizer, runti
     )  # fmt: skip
     model = build_model(model_config, runtime)
     model.init_weights(seed)
-    train = torch.compile(model, dynamic=False) if config.compile else model
+    compiled(model, "on" if config.compile else "off", plan, runtime)
     rates = Rates(plan.matrix_lr, plan.embedding_lr, plan.unembedding_lr, muon=trick.muon)
     rates = replace(rates, **trick.rates)
     optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), rates, runtime)
@@ -156,8 +159,7 @@ def run(config: Config, name: str, seed: int, tokenizer: RustBPETokenizer, runti
         batches = [next(loader) for _ in range(plan.grad_accum_steps)]
         runtime.synchronize()
         started = time.perf_counter()
-        for inputs, targets in batches:
-            (train(inputs, targets) / len(batches)).backward()
+        accumulate(model, iter(batches), plan.grad_accum_steps, runtime)
         multiplier = lr_multiplier(step, plan.num_iterations, 0, plan.warmdown_ratio, shape=trick.shape)
         optimizer.step(multiplier, muon_momentum(step))
         optimizer.zero_grad()
