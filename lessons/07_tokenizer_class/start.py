@@ -1,7 +1,8 @@
 """Lesson 7: a real tokenizer class: byte-level, trained by your Rust, with special tokens, saved and loaded.
 
 The check calls `Tokenizer` and its methods by these names; so do later lessons. `from lessons.learner import load`
-gives what was written before: `load(5).train` is your trainer, `load(6).split` and `load(6).encode_word` your encoder.
+gives what was written before: `load(5).train(words, merges)` is your trainer, for a list of (bytes, count) and a
+number of merges; `load(6).split(text, pattern)` and `load(6).encode_word(word, ranks)` are your encoder.
 """
 
 from collections.abc import Iterable
