@@ -117,7 +117,8 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step has anything to do or to tell."""
-        return bool(self._pending) or bool(self._all_rows())
+        scheduler = self._scheduler
+        return bool(self._pending or scheduler.rows or scheduler.reading or scheduler.waiting)
 
     def stats(self) -> EngineStats:
         """What it is doing and has done."""
@@ -306,7 +307,7 @@ class Engine:
         hidden = self._read(scheduler.rows, [(reader.rows[0], chunk) for reader, chunk in chunks])
         picks, first = list(range(decoding)), decoding
         for reader, chunk in chunks:
-            if reader.rows[0].params.prompt_logprobs is not None:
+            if reader.rows[0].scores_prompt:
                 self._score_prompt(reader.rows[0], chunk, hidden[first : first + chunk.tokens])
             first += chunk.tokens
             if chunk.start + chunk.tokens == reader.rows[0].prompt_tokens:

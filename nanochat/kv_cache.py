@@ -83,6 +83,11 @@ class KVCache:
         shape = self._shape(max(slots, self.slots), max(capacity, self.capacity))
         return math.prod(shape) * self.store.element_size() <= max(self.limit_bytes, self.store.nbytes)
 
+    def trim(self, slots: int, capacity: int) -> None:
+        """Shrink to so many sequences of so many tokens; what lies behind is forgotten."""
+        self.store = self.store[:, :, : max(slots, 1), :, :capacity].clone()
+        self._name_parts()
+
     def release(self) -> None:
         """Give the memory back; nothing is held any more."""
         self.store = self.store.new_zeros(self._shape(1, min(64, self.config.sequence_len)))

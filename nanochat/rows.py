@@ -90,6 +90,11 @@ class Row:
         """What prompt and answer may have together."""
         return self.prompt_tokens + self.room
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's logprobs are asked for, and to be told with this sample."""
+        return self.params.prompt_logprobs is not None and self.sample == 0
+
     def take(self, token: int, logprob: TokenLogprob | None) -> Update:
         """Take the next id, if there is room for one; what was gained. A negative one says that there is none."""
         prompt_logprobs = None if self.prompt_logprobs is None else tuple(self.prompt_logprobs)

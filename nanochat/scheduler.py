@@ -60,6 +60,8 @@ class Scheduler:
     def _will_share(self) -> bool:
         """Whether half of the prompt that waits longest is being read just now for another row, and not known yet."""
         row = self.waiting[0][0]
+        if row.scores_prompt:
+            return False
         shared = max((common_length(reader.rows[0].tokens, row.tokens) for reader in self.reading), default=0)
         return shared >= max(LEAST_SHARED, row.prompt_tokens // 2) and shared > 2 * self._known(row)[0]
 
@@ -78,7 +80,10 @@ class Scheduler:
         del group[:fitting]
         if not group:
             self.waiting.popleft()
-        self.cache.reserve(slot + soon, reader.rows[0].prompt_tokens)
+        tokens = reader.rows[0].prompt_tokens
+        if not self.cache.can_reserve(slot + soon, tokens):  # a longer row was here before
+            self.cache.trim(slot, longest)
+        self.cache.reserve(slot + soon, tokens)
         reader.start = self._share(reader.rows[0], slot)
         self.shared_tokens += reader.start
         return reader
@@ -88,7 +93,7 @@ class Scheduler:
 
         The prompt's last token is always read: the logits behind it are needed. For logprobs all are.
         """
-        if row.params.prompt_logprobs is not None:
+        if row.scores_prompt:
             return 0, 0
         start = row.tokens[:-1]
         kept, length = self.prefixes.find(start)

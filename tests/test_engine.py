@@ -292,21 +292,23 @@ requests = st.tuples(
 @given(
     kind=st.sampled_from(sorted(MODELS)),
     asked=st.lists(requests, min_size=1, max_size=6),
-    engine_fields=st.fixed_dictionaries(
-        {
-            "max_rows": st.integers(1, 6),
-            "prefill_tokens": st.integers(1, 30),
-            "memory_bytes": st.integers(100_000, 300_000),
-        }
-    ),
+    max_rows=st.integers(1, 6),
+    prefill_tokens=st.integers(1, 30),
+    memory_rows=st.floats(1, 6),
     same_start=st.integers(0, 30),
 )
 def test_greedy_ids_are_those_of_a_forward_pass_without_cache_for_every_mix(
-    kind: str, asked: list[tuple[list[int], int, int, int, int | None]], engine_fields: dict[str, int], same_start: int
+    kind: str,
+    asked: list[tuple[list[int], int, int, int, int | None]],
+    max_rows: int,
+    prefill_tokens: int,
+    memory_rows: float,
+    same_start: int,
 ) -> None:
     """Whatever comes when, how many rows there are, how prompts are cut, what they share, and who leaves early."""
     model = MODELS[kind]
-    engine = Engine(model, TOKENIZER, **engine_fields)
+    memory_bytes = int(memory_rows * model.config.kv_cache_bytes(1, 48, bytes_per_value=4))  # of whole contexts
+    engine = Engine(model, TOKENIZER, max_rows=max_rows, prefill_tokens=prefill_tokens, memory_bytes=memory_bytes)
     prompts = [asked[0][0][:same_start] + prompt[same_start:] or [BOS] for prompt, *_ in asked]
     updates: list[Update] = []
     names: dict[int, int] = {}
@@ -325,7 +327,7 @@ def test_greedy_ids_are_those_of_a_forward_pass_without_cache_for_every_mix(
         updates += engine.step()
         if step >= 10 and not cancels and not engine.busy:
             break
-        assert engine.stats().cache_bytes + engine.stats().kept_bytes <= engine_fields["memory_bytes"]
+        assert engine.stats().cache_bytes + engine.stats().kept_bytes <= memory_bytes
     answers: dict[tuple[int, int], list[int]] = {}
     reasons: dict[tuple[int, int], str | None] = {}
     for update in updates:
@@ -610,6 +612,26 @@ def test_a_prompt_can_be_scored_alone_up_to_the_contexts_last_token(model: GPT, 
         expected = model(torch.tensor([prompt]))[0].log_softmax(-1)
         found = [logprob.logprob for logprob in update.prompt_logprobs[1:] if logprob is not None]
         assert found == pytest.approx([float(expected[i, token]) for i, token in enumerate(prompt[1:])], abs=1e-4)
+
+
+def test_a_prompts_logprobs_are_told_once_however_few_rows_there_are(model: GPT) -> None:
+    engine = Engine(model, TOKENIZER, max_rows=2)
+    params = SamplingParams(max_tokens=2, prompt_logprobs=0)
+    engine.submit([BOS, *range(100, 120)], params, n=5)
+    told = [(update.sample, update.prompt_logprobs) for update in run(engine) if update.prompt_logprobs is not None]
+    assert [(sample, len(found)) for sample, found in told] == [(0, 21)]
+    assert engine.stats().shared_tokens >= 20  # the third sample starts from what was read for the first
+
+
+def test_a_long_row_of_before_takes_no_memory_from_short_ones(model: GPT) -> None:
+    one = model.config.kv_cache_bytes(1, 48, bytes_per_value=4)
+    engine = Engine(model, TOKENIZER, memory_bytes=2 * one)
+    texts(engine, ([BOS] * 40, SamplingParams(max_tokens=8), 2))
+    for first in range(10):
+        engine.submit([BOS, first], SamplingParams(max_tokens=4))
+    engine.step()
+    assert engine.stats().running == 10
+    assert engine.stats().cache_bytes + engine.stats().kept_bytes <= 2 * one
 
 
 def said(engine: Engine, params: SamplingParams) -> tuple[str, list[int], str | None]:

@@ -77,6 +77,18 @@ def test_near_its_limit_it_grows_no_more_than_it_must() -> None:
     assert (cache.slots, cache.capacity) == (2, 41)
 
 
+def test_trimming_keeps_the_first_slots_and_tokens(model: GPT) -> None:
+    text, cache = ids(1, 30)[0], cache_of(4, 64)
+    read(model, cache, 0, text[:12])
+    assert cache.can_reserve(8, 64)
+    cache.trim(1, 12)
+    assert (cache.slots, cache.capacity) == (1, 12)
+    assert close(model, read(model, cache, 0, text, 12), text)
+    cache.limit_bytes = cache.store.nbytes
+    assert cache.can_reserve(1, 10)
+    assert not cache.can_reserve(2, 10)
+
+
 def test_its_size_is_what_the_config_counts() -> None:
     assert cache_of(3, 10).store.nbytes == CONFIG.kv_cache_bytes(3, 10, bytes_per_value=4)
 
