@@ -63,6 +63,8 @@ class Config:
     """Memory of each worker for the texts it reads and writes; a third of what is free when not given."""
     max_waiting: int = 256
     """Prompts that may wait for a worker; more are refused."""
+    queue_seconds: float = 60.0
+    """How long they may wait."""
     limits: Limits = field(default_factory=Limits)
     """What a request and a client may ask for."""
     drain_seconds: float = 30.0
@@ -96,8 +98,9 @@ async def serve(config: Config, listening: socket.socket) -> None:
     from nanochat.serving.app import create_app
     from nanochat.serving.journal import Journal
     from nanochat.serving.load import Load
-    from nanochat.serving.pool import Pool
+    from nanochat.serving.pool import Handle, Pool
     from nanochat.serving.server import Server
+    from nanochat.serving.wire import Facts
     from nanochat.serving.worker import start_process
     from nanochat.tokenizer import get_tokenizer
 
@@ -108,9 +111,11 @@ async def serve(config: Config, listening: socket.socket) -> None:
     )  # fmt: skip
     api_key = config.api_key or os.environ.get("NANOCHAT_API_KEY") or None
     journal = Journal(config.log_conversations) if config.log_conversations else None
-    pool = Pool(
-        lambda index, pinned, far_end: start_process(load.of(index, pinned), far_end), workers, config.max_waiting
-    )
+
+    def launch(index: int, pinned: Facts | None, far_end: socket.socket) -> Handle:
+        return start_process(load.of(index, pinned), far_end)
+
+    pool = Pool(launch, workers, config.max_waiting, config.queue_seconds)
     try:
         await pool.start()
         facts = pool.facts
@@ -150,7 +155,14 @@ def check(config: Config) -> None:
     check_tools(config.tools)
     if not 1 <= config.port <= 65535:
         raise UserError(f"--port must be between 1 and 65535, got {config.port}")
-    for name, least in (("num_gpus", 1), ("num_workers", 1), ("max_rows", 1), ("max_waiting", 0), ("drain_seconds", 0)):
+    for name, least in (
+        ("num_gpus", 1),
+        ("num_workers", 1),
+        ("max_rows", 1),
+        ("max_waiting", 0),
+        ("queue_seconds", 0),
+        ("drain_seconds", 0),
+    ):
         if getattr(config, name) < least:
             flag = name.replace("_", "-") if name.startswith("num") else name
             raise UserError(f"--{flag} must be at least {least}, got {getattr(config, name)}")

@@ -128,6 +128,21 @@ def test_no_more_prompts_wait_than_may_and_one_that_is_cancelled_makes_room():
     run(pool_of(engine, max_waiting=2), test)
 
 
+def test_a_prompt_that_waits_too_long_is_refused_as_the_server_is_busy():
+    async def test(pool: Pool) -> None:
+        running = pool.submit([ids("a")] * 4, {"max_tokens": 10**6})
+        waiting = pool.submit([ids("b")] * 2, {"max_tokens": 5})
+        with pytest.raises(GenerationError, match=r"waited 0.05 seconds in vain") as caught:
+            await text_of(waiting)
+        assert caught.value.kind == "busy"
+        assert pool.waiting == 0
+        assert await running.take(), "what a worker has goes on"
+
+    pool = pool_of(talker())
+    pool.queue_seconds = 0.05
+    run(pool, test)
+
+
 def test_a_worker_takes_no_more_than_its_rows():
     engine = FakeEngine(max_rows=3)
 

@@ -2,6 +2,8 @@
 
 A chat's tool pieces stand beside its content, as `{"tool": {"type": "python" | "python_output", "text": ...}}`. An
 answer collects its choices as they grow; what has come together goes out together.
+
+Lesson: lessons/24_serving
 """
 
 import codecs

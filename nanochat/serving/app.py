@@ -6,6 +6,8 @@ POST /v1/completions              OpenAI's completions; these and the models are
 GET  /v1/models, /v1/models/{id}
 POST /tokenize, /detokenize       GET /tokenizer_info
 GET  /health, /ready, /stats, /metrics
+
+Lesson: lessons/24_serving
 """
 
 from collections.abc import AsyncIterator, Sequence

@@ -29,6 +29,7 @@ _FAILURES: dict[FailureKind, tuple[int, str, str | None]] = {
     "refused": (400, "invalid_request_error", None),
     "overflow": (400, "invalid_request_error", "context_length_exceeded"),
     "broken": (500, "server_error", None),
+    "busy": (503, "server_error", "server_busy"),
     "stopping": (503, "server_error", "server_stopping"),
     "late": (503, "server_error", "timeout"),
 }

@@ -24,7 +24,7 @@ END_SECONDS = 10.0  # what a worker has to end by itself
 
 log = logging.getLogger(__name__)
 
-FailureKind = Literal["refused", "overflow", "broken", "stopping", "late"]
+FailureKind = Literal["refused", "overflow", "broken", "busy", "stopping", "late"]
 
 
 class Handle(Protocol):
@@ -78,6 +78,11 @@ class Job:
     def done(self) -> bool:
         """Whether all samples have ended, each by itself, and all of it was taken."""
         return self._open_samples == 0 and not self._pending and self._failure is None
+
+    @property
+    def dispatched(self) -> bool:
+        """Whether every prompt has its worker."""
+        return all(task.worker is not None for task in self.tasks)
 
     async def take(self) -> list[tuple[int, Gain]]:
         """(choice, gain) of all that has come since the last call, at least one; [] when all samples have ended.
@@ -153,12 +158,15 @@ class Worker:
 
 
 class Pool:
-    """`count` workers and the tasks that wait for one. `await start()` first, `await close()` last."""
+    """`count` workers and the tasks that wait for one. `await start()` first, `await close()` last.
 
-    def __init__(self, launch: Launch, count: int = 1, max_waiting: int = 256):
+    At most `max_waiting` prompts wait for a worker, none of them longer than `queue_seconds`.
+    """
+
+    def __init__(self, launch: Launch, count: int = 1, max_waiting: int = 256, queue_seconds: float = 60.0):
         assert count, "a pool needs at least one worker"
         self._launch = launch
-        self.max_waiting = max_waiting
+        self.max_waiting, self.queue_seconds = max_waiting, queue_seconds
         self.workers = [Worker(index) for index in range(count)]
         self.draining = False
         self._closing = False
@@ -214,6 +222,8 @@ class Pool:
             job.tasks.append(task)
             self._waiting.append(task)
         self._dispatch()
+        if not job.dispatched:
+            asyncio.get_running_loop().call_later(self.queue_seconds, self._expire, job)
         return job
 
     def drain(self, seconds: float) -> None:
@@ -231,7 +241,9 @@ class Pool:
         for life in self._lives:
             life.cancel()
         await asyncio.gather(*self._lives, return_exceptions=True)
-        await asyncio.gather(*(asyncio.to_thread(_end, worker.handle) for worker in self.workers if worker.handle))
+        for worker in self.workers:
+            if worker.handle is not None:  # one that still loads does not hear that it should end
+                await asyncio.to_thread(_end, worker.handle, END_SECONDS if worker.ready else 0.0)
 
     async def _start(self, worker: Worker) -> None:
         reader = await self._launched(worker)
@@ -259,20 +271,36 @@ class Pool:
         loop = asyncio.get_running_loop()
         pause, began = FIRST_PAUSE_SECONDS, loop.time()
         while True:
-            with contextlib.suppress(EOFError, OSError):
+            try:
                 await self._listen(worker, reader)
+            except (EOFError, OSError):
+                log.error("worker %d has died and is started anew", worker.index)
+            except Exception:  # ours; without this nobody would hear the worker any more
+                log.exception("worker %d is not understood and is started anew", worker.index)
             await self._bury(worker)
-            pause = FIRST_PAUSE_SECONDS if loop.time() - began > STEADY_SECONDS else pause
-            while True:
+            if loop.time() - began > STEADY_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
+            anew = None
+            while anew is None:
                 await asyncio.sleep(pause)
                 pause, began = min(2 * pause, LONGEST_PAUSE_SECONDS), loop.time()
-                reader = await self._launched(worker)
-                first = await _first_message(reader)
-                if isinstance(first, wire.Ready):
-                    self._admit(worker, first)
-                    break
-                log.error("worker %d does not start: %s", worker.index, first.message if first else "it died")
-                await self._bury(worker)
+                anew = await self._anew(worker)
+            reader = anew
+
+    async def _anew(self, worker: Worker) -> asyncio.StreamReader | None:
+        """Start a worker that has died; None, with the reason in the log, when it does not come up."""
+        try:
+            reader = await self._launched(worker)
+        except OSError as refusal:
+            log.error("worker %d cannot be started: %s", worker.index, refusal)
+            return None
+        first = await _first_message(reader)
+        if isinstance(first, wire.Ready):
+            self._admit(worker, first)
+            return reader
+        log.error("worker %d does not start: %s", worker.index, first.message if first else "it died")
+        await self._bury(worker)
+        return None
 
     async def _listen(self, worker: Worker, reader: asyncio.StreamReader) -> None:
         while True:
@@ -307,8 +335,7 @@ class Pool:
         assert worker.writer is not None, f"worker {worker.index} was never heard"
         worker.writer.close()
         if worker.handle is not None:
-            await asyncio.to_thread(_end, worker.handle)
-        log.error("worker %d has died and is started anew", worker.index)
+            await asyncio.to_thread(_end, worker.handle, END_SECONDS)
 
     def _dispatch(self) -> None:
         """Give waiting tasks to the workers that have rows for them, the least loaded first."""
@@ -331,6 +358,11 @@ class Pool:
         job.tasks.clear()
         self._dispatch()
 
+    def _expire(self, job: Job) -> None:
+        if job.tasks and not job.dispatched:
+            job.fail(GenerationError(f"the server is busy: this waited {self.queue_seconds:g} seconds in vain", "busy"))
+            job.cancel()
+
     def _fail_all(self) -> None:
         tasks = [*self._waiting, *(task for worker in self.workers for task in worker.tasks.values())]
         for task in tasks:
@@ -347,9 +379,9 @@ async def _first_message(reader: asyncio.StreamReader) -> wire.Ready | wire.Fail
     return message
 
 
-def _end(handle: Handle) -> None:
+def _end(handle: Handle, seconds: float) -> None:
     """Let a worker end, or end it."""
-    handle.join(END_SECONDS)
+    handle.join(seconds)
     if handle.is_alive():
         handle.kill()
         handle.join()

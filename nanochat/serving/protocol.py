@@ -2,6 +2,8 @@
 
 A request's mistake is an `ApiError` that names the field. Unknown fields are ignored, except those in `NOT_HONOURED`,
 which would change the answer.
+
+Lesson: lessons/24_serving
 """
 
 from collections.abc import Mapping

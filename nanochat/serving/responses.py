@@ -82,6 +82,8 @@ class JobResponse(Response):
                 more = not self._job.done
                 text = self._answer.events(gains) + ("" if more else self._answer.end())
             except TimeoutError:
+                if not self._job.dispatched:
+                    continue  # the queue may still refuse it
                 text = ": still here\n\n"
             except GenerationError as failure:
                 if not started:

@@ -56,11 +56,15 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _sweep(self, now: float) -> None:
-        """Abort those that have neither begun a request nor left for too long: what they have sent is no head yet."""
+        """Abort those that for too long have begun no request (what they have sent is no head yet), nor left.
+
+        One that is to be closed and reads no more holds what was written to it: it is gone, too.
+        """
         silent = {}
         for connection in self.server_state.connections:
             request = getattr(connection, "cycle", None)
-            if request is not None and not request.response_complete:
+            under_way = request is not None and not request.response_complete
+            if under_way and not connection.transport.is_closing():
                 continue
             last, since = self._silent_since.get(connection, (request, now))
             silent[connection] = (request, since if last is request else now)
