@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -33,7 +34,7 @@ from nanochat.command import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = 4.0  # tokens/s at 32 streams, by those of one after another
-START_SECONDS = 300
+PARTS = 4  # of the abuse
 
 Figures = dict[str, Any]
 
@@ -160,8 +161,12 @@ def endure(port: int, front: psutil.Process, config: Config) -> Figures:
     asyncio.run(abuse(port, asked, connections, min(30.0, seconds), seed=2))  # so that "before" has seen it all
     before = state(port, front)
     pids = {process.pid for process in [front, *front.children(recursive=True)]}
-    told = asyncio.run(abuse(port, asked, connections, seconds))
-    after = state(port, front)
+    told: Counter[str] = Counter()
+    grown = [before]
+    for part in range(PARTS):  # what grows in each of them is a leak, what only grew at first is not
+        told += asyncio.run(abuse(port, asked, connections, seconds / PARTS, seed=3 + part))
+        grown.append(state(port, front))
+    after = grown[-1]
     same = {process.pid for process in [front, *front.children(recursive=True)]} == pids
     answered = {key.removeprefix("status "): count for key, count in told.items() if key.startswith("status ")}
     wrong = {
@@ -173,7 +178,7 @@ def endure(port: int, front: psutil.Process, config: Config) -> Figures:
     return {
         "connections": connections, "seconds": seconds, "told": dict(told), "answered": answered, "wrong": wrong,
         "nobody_died": same, "before": before, "after": after,
-        "front_grew_mb": round(after["front_mb"] - before["front_mb"], 1),
+        "front_mb": [each["front_mb"] for each in grown], "workers_mb": [each["workers_mb"] for each in grown],
         "rows_left": after["running"] + after["waiting"],
     }  # fmt: skip
 
