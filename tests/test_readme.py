@@ -9,7 +9,12 @@ import pytest
 import tyro
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "rustbpe" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "rustbpe" / "README.md",
+    ROOT / "lessons" / "README.md",
+]
 
 
 def commands() -> list[tuple[str, list[str]]]:
