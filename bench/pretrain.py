@@ -56,7 +56,7 @@ class Config:
     long_tokens: int = 10_000_000
     """Of our longer one."""
     train: str = (
-        "--depth=4 --max_seq_len=512 --arch=fast --device_batch_size=4 --total_batch_size=8192 --num_iterations=1000 "
+        "--depth=4 --max_seq_len=512 --arch=fast --device_batch_size=8 --total_batch_size=8192 --num_iterations=850 "
         "--warmdown_ratio=0.6 --compile=on"
     )
     """The run whose bpb is drawn over minutes: flags of base_train."""
