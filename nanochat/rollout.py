@@ -4,6 +4,8 @@ REINFORCE with the group's mean as the baseline: the advantage of a sample is it
 samples of the same prompt. Every sampled token carries its sample's advantage; prompts and what the tool forced carry
 nothing. (The group baseline is GRPO's, arXiv:2402.03300, without its division by the deviation, its ratio clipping
 and its KL term: samples are used once, by the model that made them.)
+
+Lesson: lessons/23_reinforcement
 """
 
 import math

@@ -2,6 +2,8 @@
 
 python -m scripts.chat_rl
 torchrun --standalone --nproc_per_node=8 -m scripts.chat_rl --task GSM8K --num_samples 16
+
+Lesson: lessons/23_reinforcement
 """
 
 from copy import deepcopy
