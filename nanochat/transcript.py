@@ -1,4 +1,7 @@
-"""An answer's ids as the text of its parts, while they come: whole characters, and nothing behind a stop text."""
+"""An answer's ids as the text of its parts, while they come: whole characters, and nothing behind a stop text.
+
+Lesson: lessons/24_serving
+"""
 
 import codecs
 from collections.abc import Sequence

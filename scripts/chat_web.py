@@ -5,6 +5,8 @@
 
 The address that it prints shows the page; /v1/chat/completions answers clients. Without -i it takes sft, else mid.
 NANOCHAT_API_KEY in the environment is an --api_key that no list of processes shows.
+
+Lesson: lessons/24_serving
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""A refusal as a client sees it: OpenAI's error object, with the status that its libraries understand."""
+"""A refusal as a client sees it: OpenAI's error object, with the status that its libraries understand.
+
+Lesson: lessons/24_serving
+"""
 
 from dataclasses import dataclass, field
 

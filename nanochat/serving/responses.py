@@ -1,6 +1,8 @@
 """How a job's answer leaves: as a stream of server-sent events, or whole.
 
 However a response ends, its job ends with it.
+
+Lesson: lessons/24_serving
 """
 
 import asyncio
