@@ -5,6 +5,8 @@
     python -m nanochat.report plot d4 d6 other/metrics.jsonl --over=minutes    # runs beside each other, as a picture
 
 What a score means, and when one is taken, is not here.
+
+Lesson: lessons/25_your_ablation
 """
 
 import json
