@@ -2,6 +2,8 @@
 
 The default architecture is what transformers' `NanoChatForCausalLM` computes; `mlp="swiglu"` with
 `logit_softcap=None` is one that the Qwen3 code of other engines computes.
+
+Lesson: lessons/16_train_depth_4
 """
 
 from dataclasses import asdict, dataclass

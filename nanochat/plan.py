@@ -12,6 +12,8 @@ matrices   Muon's update has a size that does not depend on the width, so its ra
 embedding  and head: width^-1/2, as given at width 768 (between no change and the 1/width of arXiv:2203.03466).
 decay      `auto`: rate x decay x S = 1 / tau with tau = 1.084 (D/N)^-0.527 (Power Lines, arXiv:2505.13738, fitted to
            AdamW): what a weight forgets over a run depends on tokens per parameter and not on how many steps it has.
+
+Lesson: lessons/16_train_depth_4
 """
 
 import math

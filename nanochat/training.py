@@ -1,6 +1,8 @@
 """The parts that every loop shares: compiling, the gradients of a step, validation, the start of a fine-tuning.
 
 The loops themselves stand in the scripts; saving, resuming and stopping are `training_run`'s part.
+
+Lessons: lessons/16_train_depth_4, lessons/17_one_gpu
 """
 
 from collections.abc import Iterator

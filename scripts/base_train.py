@@ -2,6 +2,8 @@
 
 python -m scripts.base_train --depth=4 --max_seq_len=512 --device_batch_size=1 --num_iterations=100
 torchrun --standalone --nproc_per_node=8 -m scripts.base_train --depth=20
+
+Lesson: lessons/16_train_depth_4
 """
 
 from dataclasses import asdict, dataclass, field

@@ -83,7 +83,9 @@ def test_the_loop_hands_the_schedule_to_the_optimizer_and_clears_gradients() -> 
     assert len(optimizer.steps) == steps, f"{len(optimizer.steps)} steps were made and {steps} asked for"
     for number, (found, wanted) in enumerate(zip(optimizer.steps, expected, strict=True)):
         assert found == pytest.approx(wanted), f"step {number}: (multiplier, momentum) is {found}, expected {wanted}"
-    assert optimizer.calls == ["step", "zero_grad"] * steps, "behind each step the gradients must be cleared, once"
+    assert optimizer.calls in (["step", "zero_grad"] * steps, ["zero_grad", "step"] * steps), (
+        f"a step of the optimizer and one zero_grad by turns are expected, it was told {optimizer.calls[:6]} .."
+    )
     assert seen == list(enumerate(losses)), "on_step must be called behind each step, with its number and its loss"
     assert all(isinstance(loss, float) for loss in losses), "losses are floats: a tensor would keep its whole graph"
     with torch.no_grad():

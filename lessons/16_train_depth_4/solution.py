@@ -2,7 +2,8 @@
 
 Your loader (9), model (12), schedule (14) and optimizer (15), put together: the loop, what it is judged by, and text.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B rows, T tokens, V vocabulary. A model is lesson 12's: `model(x)` gives logits (B, T, V), `model(x, y)` the
+mean loss in nats.
 
 The check calls these by name: sizes, rates, muon_momentum, train, bits_per_byte, sample. Any design of your own is
 welcome behind them.
@@ -16,6 +17,7 @@ from torch import nn
 
 from lessons.learner import load
 
+fourteen = load(14)
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -26,7 +28,10 @@ def sizes(depth: int) -> tuple[int, int]:
 
 
 def rates(width: int, matrix: float = 0.02) -> dict[str, float]:
-    """Rates by lesson 15's roles: matrices as given, tables at width 768 0.2 and 0.004, else with width^-1/2."""
+    """Rates by lesson 15's roles: "matrix", "embedding", "unembedding".
+
+    That of matrices is `matrix` at every width. The tables' are 0.2 and 0.004 at width 768, and go with width^-1/2.
+    """
     scale = (width / 768) ** -0.5
     return {"matrix": matrix, "embedding": 0.2 * scale, "unembedding": 0.004 * scale}
 
@@ -45,15 +50,15 @@ def train(
 ) -> list[float]:
     """Take `steps` batches and steps; the loss of each. `on_step(step, loss)` is called behind each step.
 
-    The optimizer is lesson 15's: step(lr_multiplier, momentum) and zero_grad(). The multiplier is lesson 14's trapezoid
-    with a warm-down of 0.4.
+    The optimizer is lesson 15's: step(lr_multiplier, momentum) and zero_grad(). The multiplier is lesson 14's
+    trapezoid, `fourteen.trapezoid`, with a warm-down of 0.4.
     """
-    trapezoid, losses = load(14).trapezoid, []
+    losses = []
     for step in range(steps):
         x, y = next(batches)
         loss = model(x, y)
         loss.backward()
-        optimizer.step(trapezoid(step, steps, warmdown=0.4), muon_momentum(step))
+        optimizer.step(fourteen.trapezoid(step, steps, warmdown=0.4), muon_momentum(step))
         optimizer.zero_grad()
         losses.append(loss.item())
         on_step(step, losses[-1])

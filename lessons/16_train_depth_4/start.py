@@ -2,7 +2,8 @@
 
 Your loader (9), model (12), schedule (14) and optimizer (15), put together: the loop, what it is judged by, and text.
 
-Shapes: B rows, T tokens, V vocabulary.
+Shapes: B rows, T tokens, V vocabulary. A model is lesson 12's: `model(x)` gives logits (B, T, V), `model(x, y)` the
+mean loss in nats.
 
 The check calls these by name: sizes, rates, muon_momentum, train, bits_per_byte, sample. Any design of your own is
 welcome behind them.
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import nn
 
+from lessons.learner import load
+
+fourteen = load(14)
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -22,7 +26,10 @@ def sizes(depth: int) -> tuple[int, int]:
 
 
 def rates(width: int, matrix: float = 0.02) -> dict[str, float]:
-    """Rates by lesson 15's roles: matrices as given, tables at width 768 0.2 and 0.004, else with width^-1/2."""
+    """Rates by lesson 15's roles: "matrix", "embedding", "unembedding".
+
+    That of matrices is `matrix` at every width. The tables' are 0.2 and 0.004 at width 768, and go with width^-1/2.
+    """
     raise NotImplementedError("lesson 16: rates is yours to write")
 
 
@@ -40,8 +47,8 @@ def train(
 ) -> list[float]:
     """Take `steps` batches and steps; the loss of each. `on_step(step, loss)` is called behind each step.
 
-    The optimizer is lesson 15's: step(lr_multiplier, momentum) and zero_grad(). The multiplier is lesson 14's trapezoid
-    with a warm-down of 0.4.
+    The optimizer is lesson 15's: step(lr_multiplier, momentum) and zero_grad(). The multiplier is lesson 14's
+    trapezoid, `fourteen.trapezoid`, with a warm-down of 0.4.
     """
     raise NotImplementedError("lesson 16: train is yours to write")
 
