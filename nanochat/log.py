@@ -1,6 +1,8 @@
 """What a run says and keeps: lines from the first rank, progress bars, and `metrics.jsonl`.
 
 Knows ranks by the environment that `torchrun` sets, so that it needs no torch. What is measured, and when, is not here.
+
+Lesson: lessons/19_validation
 """
 
 import json

@@ -1,6 +1,8 @@
 """One training run: where it stands, what it writes to and resumes from, when it skips, rolls back or stops.
 
 The loops stand in the scripts; what they compute in a step is `training`'s part.
+
+Lesson: lessons/19_validation
 """
 
 import contextlib

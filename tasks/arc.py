@@ -1,4 +1,7 @@
-"""ARC: science questions for schools (Clark et al. 2018, arXiv:1803.05457), `allenai/ai2_arc`."""
+"""ARC: science questions for schools (Clark et al. 2018, arXiv:1803.05457), `allenai/ai2_arc`.
+
+Lesson: lessons/19_validation
+"""
 
 from typing import Literal, TypedDict, cast, get_args
 

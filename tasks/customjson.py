@@ -1,4 +1,7 @@
-"""Your own chats: a file with one conversation per line, `{"messages": [...]}` or the bare list, plain or gzip."""
+"""Your own chats: a file with one conversation per line, `{"messages": [...]}` or the bare list, plain or gzip.
+
+Lesson: lessons/21_conversations
+"""
 
 import gzip
 import json

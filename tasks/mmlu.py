@@ -1,4 +1,7 @@
-"""MMLU: questions from 57 subjects (Hendrycks et al. 2020, arXiv:2009.03300), `cais/mmlu`."""
+"""MMLU: questions from 57 subjects (Hendrycks et al. 2020, arXiv:2009.03300), `cais/mmlu`.
+
+Lesson: lessons/19_validation
+"""
 
 from typing import TypedDict, cast
 

@@ -1,6 +1,8 @@
 """SmolTalk: general chats made for small models (arXiv:2502.02737), `HuggingFaceTB/smol-smoltalk`, 460,000 of them.
 
 Your own chats in the same layout, `data/train-*.parquet` with a column `messages`, take its place.
+
+Lesson: lessons/21_conversations
 """
 
 from pathlib import Path
