@@ -177,8 +177,8 @@ def check(config: Config) -> None:
 def take_port(host: str, port: int) -> socket.socket:
     """Listen on the port before anything slow happens. Raises UserError when it is taken or the host is not ours."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listening = socket.socket(family, socket.SOCK_STREAM)
+        family, kind, protocol = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][:3]
+        listening = socket.socket(family, kind, protocol)  # without TCP's number asyncio leaves its delays on
     except OSError as refusal:
         raise UserError(f"--host={host} is no address of this machine: {refusal.strerror}") from refusal
     try:

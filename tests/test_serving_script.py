@@ -1,5 +1,6 @@
 """`scripts.chat_web`: its flags, its port, and the whole of it in processes of their own."""
 
+import asyncio
 import json
 import re
 import signal
@@ -39,6 +40,26 @@ def test_a_port_that_is_taken_lets_nobody_else_in():
     port = free_port()
     with chat_web.take_port("127.0.0.1", port), pytest.raises(UserError, match="in use"):
         chat_web.take_port("127.0.0.1", port)
+
+
+def test_no_token_waits_for_the_acknowledgement_of_the_one_before():
+    async def accepted_delays() -> bool:
+        seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def on_client(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            accepted = writer.get_extra_info("socket")
+            seen.set_result(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with chat_web.take_port("127.0.0.1", free_port()) as listening:
+            async with await asyncio.start_server(on_client, sock=listening):
+                _, writer = await asyncio.open_connection(*listening.getsockname())
+                try:
+                    return await seen == 0
+                finally:
+                    writer.close()
+
+    assert not asyncio.run(accepted_delays())
 
 
 @pytest.mark.parametrize(
