@@ -28,6 +28,7 @@ import httpx
 import psutil
 from serve_abuse import abuse
 from serve_client import Load, load, request
+from serve_guidellm import ask
 
 from nanochat import command, hardware
 from nanochat.command import UserError
@@ -56,6 +57,8 @@ class Config:
     """0 leaves it out."""
     serve: tuple[str, ...] = ()
     """Further flags of `scripts.chat_web`, such as --serve --weights=int8."""
+    guidellm: Path | None = None
+    """Its executable, in an environment of its own (`uv tool install guidellm`): asks the same once more."""
     quick: bool = False
     """One round, half a minute of abuse by 200."""
     plot: bool = False
@@ -86,8 +89,8 @@ def make_checkpoint(base: Path, config: Config) -> None:
     save_checkpoint(paths.checkpoints_dir("sft", f"d{config.depth}"), 0, model.state_dict(), meta)
 
 
-def questions(config: Config, count: int) -> list[bytes]:
-    """Requests, no two alike, whose questions have about so many tokens."""
+def questions(config: Config, count: int) -> list[str]:
+    """No two alike, of about so many tokens each."""
     from nanochat.tokenizer import get_tokenizer
 
     tokenizer, chance = get_tokenizer(), random.Random(7)
@@ -98,9 +101,16 @@ def questions(config: Config, count: int) -> list[bytes]:
         text = str(number)
         while len(tokenizer.encode(text)) < config.prompt_tokens:
             text += chance.choice(words)
-        messages = [{"role": "user", "content": text}]
-        made.append(request({"messages": messages, "max_tokens": config.new_tokens, "seed": number}))
+        made.append(text)
     return made
+
+
+def requests(config: Config, count: int) -> list[bytes]:
+    """The same as requests."""
+    return [
+        request({"messages": [{"role": "user", "content": text}], "max_tokens": config.new_tokens, "seed": number})
+        for number, text in enumerate(questions(config, count))
+    ]
 
 
 @contextmanager
@@ -134,7 +144,7 @@ def server(base: Path, config: Config) -> Iterator[tuple[int, psutil.Process]]:
 def measure(port: int, config: Config) -> dict[int, Load]:
     """Medians over the rounds, field by field, by number of streams."""
     runs: dict[int, list[Load]] = {streams: [] for streams in config.streams}
-    asked = questions(config, 2 * max(config.streams))
+    asked = requests(config, 2 * max(config.streams))
     rounds = 1 if config.quick else config.rounds
     asyncio.run(load(port, asked[:8], 8))  # the first of all loads what is loaded late
     for number in range(rounds):
@@ -152,12 +162,26 @@ def measure(port: int, config: Config) -> dict[int, Load]:
     }
 
 
+def measure_by_guidellm(executable: Path, port: int, config: Config) -> Figures:
+    """What it tells of the same numbers of streams and requests, by number of streams."""
+    found: Figures = {}
+    for streams in config.streams:
+        count = max(32 if not config.quick else 8, 2 * streams)
+        one = ask(executable, port, questions(config, count), config.new_tokens, streams)
+        found[str(streams)] = one
+        print(
+            f"guidellm {streams:4} streams {one['tokens_per_second']:9,.0f} tokens/s, first token "
+            f"{one['first_token_p50_ms']:7.1f} / {one['first_token_p99_ms']:7.1f} ms", flush=True,
+        )  # fmt: skip
+    return found
+
+
 def endure(port: int, front: psutil.Process, config: Config) -> Figures:
     """Abuse, and what is left of it: memory and rows as before, and everybody answered or refused."""
     raise_file_limit()
     connections = min(200, config.abuse_connections) if config.quick else config.abuse_connections
     seconds = min(30.0, config.abuse_seconds) if config.quick else config.abuse_seconds
-    asked = questions(config, 200)
+    asked = requests(config, 200)
     asyncio.run(abuse(port, asked, connections, min(30.0, seconds), seed=2))  # so that "before" has seen it all
     before = state(port, front)
     pids = {process.pid for process in [front, *front.children(recursive=True)]}
@@ -208,7 +232,7 @@ def raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def summary(loads: dict[int, Load], endured: Figures | None, config: Config) -> Figures:
+def summary(loads: dict[int, Load], guidellm: Figures | None, endured: Figures | None, config: Config) -> Figures:
     """The last line."""
     rates = {streams: one.tokens_per_second for streams, one in loads.items()}
     ratios = {
@@ -217,7 +241,8 @@ def summary(loads: dict[int, Load], endured: Figures | None, config: Config) -> 
     told = {str(streams): {**asdict(one), "tokens_per_second": one.tokens_per_second} for streams, one in loads.items()}
     reached = ratios.get("streams_32_vs_one_after_another", 0.0) >= TARGET
     figures: Figures = {
-        "depth": config.depth, "vocab_size": config.vocab_size, "streams": told, "abuse": endured,
+        "depth": config.depth, "vocab_size": config.vocab_size, "streams": told, "guidellm": guidellm,
+        "abuse": endured,
         "targets": {"streams_32_vs_one_after_another": {"target": TARGET, "reached": reached}},
     }  # fmt: skip
     return {"bench": "serve", "ratios": ratios, "figures": figures, "machine": hardware.describe()}
@@ -264,10 +289,11 @@ def main(config: Config) -> None:
         make_checkpoint(base, config)
         with server(base, config) as (port, front):
             loads = measure(port, config)
+            guidellm = measure_by_guidellm(config.guidellm, port, config) if config.guidellm else None
             endured = endure(port, front, config) if config.abuse_seconds else None
     if config.plot:
         draw(loads, Path(__file__).parent / "serve_growth.png")
-    print(json.dumps(summary(loads, endured, config)))
+    print(json.dumps(summary(loads, guidellm, endured, config)))
 
 
 if __name__ == "__main__":

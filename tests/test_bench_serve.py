@@ -111,7 +111,7 @@ def test_the_last_line_has_its_keys_and_ratios_by_one_stream(bench: ModuleType, 
         return bench.Load(streams, streams, 100 * streams, seconds, 1.0, 2.0, 3.0, 4.0)
 
     loads = {1: one(1, 1.0), 32: one(32, 8.0)}
-    told = json.loads(json.dumps(bench.summary(loads, None, bench.Config(streams=(1, 32)))))
+    told = json.loads(json.dumps(bench.summary(loads, None, None, bench.Config(streams=(1, 32)))))
     assert told.keys() == {"bench", "ratios", "figures", "machine"}
     assert told["ratios"] == {"streams_32_vs_one_after_another": 4.0}
     assert told["figures"]["targets"]["streams_32_vs_one_after_another"]["reached"]
@@ -123,3 +123,31 @@ def test_the_last_line_has_its_keys_and_ratios_by_one_stream(bench: ModuleType, 
 def test_streams_that_have_nothing_to_be_compared_with_are_refused(bench: ModuleType):
     with pytest.raises(UserError, match="--streams must name 1"):
         bench.main(bench.Config(streams=(8,)))
+
+
+GUIDELLM = """#!{python}
+import json, sys
+flags = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+assert sys.argv[1] == "run" and json.loads(flags["--profile"]) == {{"kind": "concurrent", "streams": 8}}
+lines = open(json.loads(flags["--data"])["path"], encoding="utf-8").read().splitlines()
+percentiles = {{"percentiles": {{"p50": 5.1, "p99": 8.4}}}}
+metrics = {{
+    "request_totals": {{"successful": len([json.loads(line)["prompt"] for line in lines])}},
+    "output_tokens_per_second": {{"successful": {{"mean": 1080.5}}}},
+    "time_to_first_token_ms": {{"successful": percentiles}},
+    "inter_token_latency_ms": {{"successful": percentiles}},
+}}
+json.dump({{"benchmarks": [{{"metrics": metrics}}]}}, open(json.loads(flags["--output"])["path"], "w"))
+"""
+
+
+def test_the_report_of_guidellm_is_read(bench: ModuleType, tmp_path: Path):
+    executable = tmp_path / "guidellm"
+    executable.write_text(GUIDELLM.format(python=sys.executable))
+    executable.chmod(0o755)
+    told = bench.ask(executable, 1, ["one", "two"], 32, 8)
+    assert (told["completed"], told["tokens_per_second"], told["first_token_p99_ms"]) == (2, 1080.5, 8.4)
+    with pytest.raises(UserError, match=r"(?s)guidellm ended with 1: .*AssertionError"):
+        bench.ask(executable, 1, ["one"], 32, 9)
+    with pytest.raises(UserError, match="cannot be started: No such file"):
+        bench.ask(tmp_path / "nothing", 1, ["one"], 32, 8)
