@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 SOURCE = "text"
-WORTH_COMPILING = 1_000_000  # tokens: the peer then trains a third faster, and its quality is what is asked
 """Of the text, under the base directory that `pretrain.py` makes."""
 IGNORED_TARGET = -1
+WORTH_COMPILING = 1_000_000  # tokens: the peer then trains a third faster, and its quality is what is asked
 
 
 @dataclass(frozen=True)
