@@ -29,7 +29,7 @@ def run(main: Callable[[C], None], config_class: type[C], arguments: Sequence[st
     room = sys.modules[main.__module__]
     # a help text is wrapped paragraph by paragraph: every command of the docstring becomes one of its own
     description = re.sub(r"\n\s*(?=(python|torchrun) )", "\n\n", room.__doc__ or "")
-    program = f"python -m {room.__spec__.name}" if room.__spec__ else None
+    program = f"python -m {room.__spec__.name.removesuffix('.__main__')}" if room.__spec__ else None
     config = tyro.cli(config_class, prog=program, args=arguments, description=description)
     try:
         main(config)
