@@ -76,6 +76,8 @@ TRICKS = {
     "decay": Trick(rates={"weight_decay": 0.1}),
     "cautious_decay": Trick(muon=MuonOptions(cautious=True), rates={"weight_decay": 0.1}),
     "cosine": Trick(shape="cosine"),
+    "matrix_rate": Trick(rates={"matrix_lr": 0.04}),
+    "embedding_rate": Trick(rates={"embedding_lr": 0.4}),
 }
 
 
