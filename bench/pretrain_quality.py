@@ -30,7 +30,7 @@ STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 LONGER = 1.5
 """Times our tokens are the peer's."""
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
-"""Of the peer, to begin with: where the best stands at an edge, the next one is tried."""
+"""Of the peer, in this order until one is worse than the one before; where the best stands at an edge, the next one."""
 UNMEASURED = "--eval_every=0 --core_every=0 --sample_every=0"
 
 
@@ -105,7 +105,11 @@ def tuned(lines: Lines, size: Size, tokens: int, seed: int, rates: Sequence[floa
                 tried[each] = peer(lines, each)["bpb"]
         return min(tried, key=lambda each: tried[each])
 
-    found = best([replace(job, rate=rate) for rate in rates])
+    found = job
+    for rate in rates:
+        found = best([replace(job, rate=rate)])
+        if found.rate != rate:
+            break
     while found.rate in (min(each.rate for each in tried), max(each.rate for each in tried)) and len(tried) < 10:
         factor = 2 if found.rate == max(each.rate for each in tried) else 0.5
         found = best([replace(found, rate=found.rate * factor)])
