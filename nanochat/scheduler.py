@@ -52,6 +52,9 @@ class Scheduler:
             chunks.append(self._chunk(admitted, slot, left))
             slot += len(admitted.rows)
             left -= chunks[-1][1].tokens
+        ends = [*map(len, (row.tokens for row in self.rows)), *(chunk.start + chunk.tokens for _, chunk in chunks)]
+        self.cache.reserve(slot, max(ends, default=0))
+        self.prefixes.shrink(self.memory_bytes - self.cache.store.nbytes)
         return chunks
 
     def _chunk(self, reader: Reader, slot: int, left: int) -> tuple[Reader, Chunk]:
@@ -81,9 +84,9 @@ class Scheduler:
         if not group:
             self.waiting.popleft()
         tokens = reader.rows[0].prompt_tokens
-        if not self.cache.can_reserve(slot + soon, tokens):  # a longer row was here before
+        if not self.cache.can_reserve(slot + soon, longest):  # longer rows were here before, or more of them
             self.cache.trim(slot, longest)
-        self.cache.reserve(slot + soon, tokens)
+        self.cache.reserve(slot + soon, tokens, longest)
         reader.start = self._share(reader.rows[0], slot)
         self.shared_tokens += reader.start
         return reader

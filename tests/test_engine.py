@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import Reciter, tiny_model, tiny_tokenizer
 
@@ -297,6 +297,10 @@ requests = st.tuples(
     memory_rows=st.floats(1, 6),
     same_start=st.integers(0, 30),
 )
+@example(  # one that outgrows the slots of those before it
+    kind="default", asked=[([0], 1, 1, 0, None)] * 4 + [([0, 0], 9, 1, 0, None)],
+    max_rows=5, prefill_tokens=1, memory_rows=1, same_start=0,
+)  # fmt: skip
 def test_greedy_ids_are_those_of_a_forward_pass_without_cache_for_every_mix(
     kind: str,
     asked: list[tuple[list[int], int, int, int, int | None]],
