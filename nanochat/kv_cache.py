@@ -59,11 +59,8 @@ class KVCache:
         """How many tokens of each fit."""
         return self.store.size(4)
 
-    def reserve(self, slots: int, capacity: int, longest: int = 0) -> None:
-        """Grow until so many sequences of so many tokens fit: by half, if that is within the limit.
-
-        And if it will still be when the sequences have grown to `longest` tokens.
-        """
+    def reserve(self, slots: int, capacity: int) -> None:
+        """Grow until so many sequences of so many tokens fit: by half, if that is within the limit."""
         if slots <= self.slots and capacity <= self.capacity:
             return
         slots, capacity = max(slots, self.slots), max(capacity, self.capacity)
@@ -74,7 +71,7 @@ class KVCache:
             else min(max(capacity, self.capacity * 3 // 2), self.config.sequence_len),
         )
         shape = self._shape(*ample)
-        if math.prod(self._shape(ample[0], max(ample[1], longest))) * self.store.element_size() > self.limit_bytes:
+        if math.prod(shape) * self.store.element_size() > self.limit_bytes:
             shape = self._shape(slots, capacity)
         grown = self.store.new_zeros(shape)
         grown[:, :, : self.slots, :, : self.capacity] = self.store

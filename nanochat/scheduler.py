@@ -40,7 +40,6 @@ class Scheduler:
 
         While rows decode, a step reads no more than `prefill_tokens`, so that they do not wait for long.
         """
-        self.prefixes.shrink(self.memory_bytes - self.cache.store.nbytes)
         left = self.prefill_tokens if self.rows else max(self.prefill_tokens, self.cache.config.sequence_len)
         chunks, slot = [], len(self.rows)
         for reader in self.reading:
@@ -52,8 +51,11 @@ class Scheduler:
             chunks.append(self._chunk(admitted, slot, left))
             slot += len(admitted.rows)
             left -= chunks[-1][1].tokens
-        ends = [*map(len, (row.tokens for row in self.rows)), *(chunk.start + chunk.tokens for _, chunk in chunks)]
-        self.cache.reserve(slot, max(ends, default=0))
+        ends = [*(len(row.tokens) for row in self.rows), *(chunk.start + chunk.tokens for _, chunk in chunks)]
+        longest = max(ends, default=0)
+        if not self.cache.can_reserve(slot, longest):  # more rows were here before
+            self.cache.trim(slot, self.cache.capacity)
+        self.cache.reserve(slot, longest)
         self.prefixes.shrink(self.memory_bytes - self.cache.store.nbytes)
         return chunks
 
@@ -84,9 +86,9 @@ class Scheduler:
         if not group:
             self.waiting.popleft()
         tokens = reader.rows[0].prompt_tokens
-        if not self.cache.can_reserve(slot + soon, longest):  # longer rows were here before, or more of them
+        if not self.cache.can_reserve(slot + soon, tokens):  # a longer row was here before
             self.cache.trim(slot, longest)
-        self.cache.reserve(slot + soon, tokens, longest)
+        self.cache.reserve(slot + soon, tokens)
         reader.start = self._share(reader.rows[0], slot)
         self.shared_tokens += reader.start
         return reader
