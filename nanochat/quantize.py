@@ -94,17 +94,16 @@ def prepare(model: GPT, weights: Weights | None = None, few_rows: int | None = N
         made.dtype = dtype
         made.transformer = _twin(model.transformer)
         made.transformer.h = nn.ModuleList(
-            _block(block, lambda weight: of_layers(weight, dtype))
-            for block in model.transformer.h
-            if isinstance(block, Block)
+            _block(block, lambda weight: of_layers(weight, dtype)) for block in model.transformer.h
         )
         made.lm_head = of_head(model.lm_head.weight, dtype)  # type: ignore[assignment]
         _choose_kernels([layer for layer in made.modules() if isinstance(layer, Quantized)], few_rows)
     return made
 
 
-def _block(source: Block, matrix: Callable[[torch.Tensor], nn.Module]) -> Block:
+def _block(source: nn.Module, matrix: Callable[[torch.Tensor], nn.Module]) -> Block:
     """A layer with other forms of the matrices of `source`."""
+    assert isinstance(source, Block), f"a layer is a Block, not {type(source)}"
     made = _twin(source)
     made.attn, made.mlp = attention, mlp = _twin(source.attn), _twin(source.mlp)
     attention.c_qkv = matrix(torch.cat([attention.c_q.weight, attention.c_k.weight, attention.c_v.weight]))
