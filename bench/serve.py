@@ -141,6 +141,11 @@ def server(base: Path, config: Config) -> Iterator[tuple[int, psutil.Process]]:
             process.communicate()
 
 
+def enough(config: Config, streams: int) -> int:
+    """How many requests so many streams share."""
+    return max(8 if config.quick else 32, 2 * streams)
+
+
 def measure(port: int, config: Config) -> dict[int, Load]:
     """Medians over the rounds, field by field, by number of streams."""
     runs: dict[int, list[Load]] = {streams: [] for streams in config.streams}
@@ -149,8 +154,7 @@ def measure(port: int, config: Config) -> dict[int, Load]:
     asyncio.run(load(port, asked[:8], 8))  # the first of all loads what is loaded late
     for number in range(rounds):
         for streams, found in runs.items():
-            count = max(32 if not config.quick else 8, 2 * streams)
-            one = asyncio.run(load(port, asked[:count], streams))
+            one = asyncio.run(load(port, asked[: enough(config, streams)], streams))
             found.append(one)
             first = f"first token {one.first_token_p50_ms:7.1f} / {one.first_token_p99_ms:7.1f} ms"
             between = f"between tokens {one.between_tokens_p50_ms:6.1f} / {one.between_tokens_p99_ms:6.1f} ms"
@@ -166,8 +170,8 @@ def measure_by_guidellm(executable: Path, port: int, config: Config) -> Figures:
     """What it tells of the same numbers of streams and requests, by number of streams."""
     found: Figures = {}
     for streams in config.streams:
-        count = max(32 if not config.quick else 8, 2 * streams)
-        one = ask(executable, port, questions(config, count), config.new_tokens, streams)
+        asked = questions(config, enough(config, streams))
+        one = ask(executable, port, asked, config.new_tokens, streams)
         found[str(streams)] = one
         print(
             f"guidellm {streams:4} streams {one['tokens_per_second']:9,.0f} tokens/s, first token "
