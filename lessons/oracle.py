@@ -1,4 +1,4 @@
-"""A layer by torch's own functions, for the checks of its parts. The whole is checked against the product's model.
+"""A layer by torch's own functions, for the checks of its parts, and the product's model, for checks of the whole.
 
 Shapes: B rows, T tokens, C width, H heads, D channels per head.
 """
@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from nanochat import attention as product
+from nanochat.gpt import GPT
+from nanochat.gpt_config import GPTConfig
 
 Weights = dict[str, torch.Tensor]
 
@@ -36,3 +38,14 @@ def block(weights: Weights, layer: int, x: torch.Tensor, heads: int, turned: str
     width = (x.size(-1),)
     x = x + attention(weights, layer, F.rms_norm(x, width, eps=1e-6), heads, turned)
     return x + mlp(weights, layer, F.rms_norm(x, width, eps=1e-6))
+
+
+def model_of(config: GPTConfig, seed: int = 1) -> GPT:
+    """The product's model without a zero, so that every part of it shows."""
+    model = GPT(config)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model

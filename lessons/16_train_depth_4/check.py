@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lessons.learner import load
+from lessons.oracle import model_of
 from nanochat import schedule
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig, config_for_depth
@@ -22,13 +23,7 @@ V, T = 20, 16
 
 def model(seed: int = 1) -> GPT:
     """The product's, small and with nothing at zero: its call is that of lesson 12's."""
-    found = GPT(GPTConfig(sequence_len=T, vocab_size=V, n_layer=2, n_head=2, n_kv_head=2, n_embd=16))
-    found.init_weights(seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in found.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return found
+    return model_of(GPTConfig(sequence_len=T, vocab_size=V, n_layer=2, n_head=2, n_kv_head=2, n_embd=16), seed)
 
 
 def batches(count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from lessons.compare import same
 from lessons.learner import load
+from lessons.oracle import model_of
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
 from nanochat.loss_eval import evaluate_loss
@@ -27,13 +28,7 @@ BYTES = torch.tensor([0, 0, *range(1, V - 1)])
 
 
 def model(seed: int = 1) -> GPT:
-    made = GPT(GPTConfig(sequence_len=24, vocab_size=V, n_layer=1, n_head=2, n_kv_head=2, n_embd=16))
-    made.init_weights(seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return made
+    return model_of(GPTConfig(sequence_len=24, vocab_size=V, n_layer=1, n_head=2, n_kv_head=2, n_embd=16), seed)
 
 
 def optimizer_of(of: GPT) -> MuonAdamW:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lessons.compare import same
 from lessons.counting import CountFlops
 from lessons.learner import load
+from lessons.oracle import model_of
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
 
@@ -17,14 +18,8 @@ B, T, C, H, V, LAYERS = 2, 9, 16, 2, 13, 3
 
 
 def product() -> GPT:
-    """The product's model, small, and without a zero, so that every part of it shows."""
-    model = GPT(GPTConfig(sequence_len=40, vocab_size=V, n_layer=LAYERS, n_head=H, n_kv_head=H, n_embd=C))
-    model.init_weights(1)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
+    """The product's model, small."""
+    return model_of(GPTConfig(sequence_len=40, vocab_size=V, n_layer=LAYERS, n_head=H, n_kv_head=H, n_embd=C))
 
 
 def weights() -> dict[str, torch.Tensor]:

@@ -8,6 +8,7 @@ import torch
 
 from lessons.compare import same
 from lessons.learner import load
+from lessons.oracle import model_of
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
 from nanochat.optim import MuonAdamW, Rates
@@ -21,13 +22,7 @@ PROMPTS = torch.tensor([[1, 2, 3], [4, 5, 6]])
 
 
 def model() -> GPT:
-    made = GPT(GPTConfig(sequence_len=8, vocab_size=V, n_layer=1, n_head=2, n_kv_head=2, n_embd=16))
-    made.init_weights(1)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return made
+    return model_of(GPTConfig(sequence_len=8, vocab_size=V, n_layer=1, n_head=2, n_kv_head=2, n_embd=16))
 
 
 def seeded(seed: int = 0) -> torch.Generator:
