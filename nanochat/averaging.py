@@ -1,6 +1,8 @@
 """The average of a run's last weights, often a little better than the last ones (arXiv:1803.05407).
 
 When it is taken up, saved and put to use is the loop's business.
+
+Lesson: lessons/25_your_ablation
 """
 
 from collections.abc import Iterator, Mapping

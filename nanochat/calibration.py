@@ -1,6 +1,8 @@
 """What this device can do at most, measured in about a second: its matrix products and its memory.
 
 The figures are shown beside a run's own and stored with it; they never decide what is computed.
+
+Lesson: lessons/17_one_gpu
 """
 
 import statistics

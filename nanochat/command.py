@@ -2,6 +2,8 @@
 
 A script defines a frozen dataclass `Config` and `main(config)`, and ends with `run(main, Config)`.
 Dashes and underscores in flags mean the same.
+
+Lesson: lessons/00_setting_up
 """
 
 import errno

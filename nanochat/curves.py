@@ -1,6 +1,8 @@
 """Curves of a run as one PNG: what a metrics.jsonl holds, over tokens where it tells them, else over steps.
 
 Which runs there are, and where pictures go, is not here.
+
+Lesson: lessons/25_your_ablation
 """
 
 import math

@@ -1,6 +1,8 @@
 """One URL to one file: resumed, retried, checked, and only then put in place.
 
 What is worth downloading, and from which mirror, is not here.
+
+Lesson: lessons/08_real_text
 """
 
 import hashlib

@@ -3,6 +3,8 @@
 A micro-step of L layers and R rows takes a + b L + c R + d L R, of seconds and of bytes alike: head and embedding do
 not know how many layers there are, and nothing in a layer knows the others. Four measured corners give the four
 numbers. How the corners are measured is in `rehearsal`; the plan itself is `plan`'s.
+
+Lesson: lessons/17_one_gpu
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """Judges the steps of a run by two numbers each, the loss and the length of the gradient: may it be used, is it odd?
 
 Pure arithmetic: every rank is given the same numbers and comes to the same judgement without a word.
+
+Lesson: lessons/16_train_depth_4
 """
 
 import math

@@ -1,6 +1,8 @@
 """What machine this is, without torch: cores and memory that may be used, its processor and GPUs, speeds and prices.
 
 Starting a device is `runtime`'s business.
+
+Lesson: lessons/17_one_gpu
 """
 
 import os

@@ -2,6 +2,8 @@
 
 The shard with the last name is for validation: it is fetched first and stays the same for however many are asked for.
 How one file is fetched is in `download`; what is in a shard is not known here.
+
+Lesson: lessons/08_real_text
 """
 
 import json

@@ -1,6 +1,8 @@
 """The same interface by Hugging Face's `tokenizers`, an optional package: their vocabularies, and a peer for ours.
 
 Our own vocabulary gives the same ids here. Training and serving use `tokenizer.RustBPETokenizer`.
+
+Lesson: lessons/07_tokenizer_class
 """
 
 from collections.abc import Iterable

@@ -1,6 +1,8 @@
 """Where things live. Names paths; creates nothing.
 
 Everything that nanochat writes lies under one base directory: `NANOCHAT_BASE_DIR`, by default `~/.cache/nanochat`.
+
+Lesson: lessons/00_setting_up
 """
 
 import os

@@ -1,4 +1,7 @@
-"""Keys and values of texts that were read before, kept for prompts that start with the same ids."""
+"""Keys and values of texts that were read before, kept for prompts that start with the same ids.
+
+Lesson: lessons/20_sampling_and_cache
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -6,6 +6,8 @@ torch's, and win with few rows; with more rows the same rounded values are multi
 they are held in too.
 
 Shapes: N tokens, I inputs, O outputs.
+
+Lesson: lessons/17_one_gpu
 """
 
 import copy

@@ -5,6 +5,8 @@ GPU by trying, from many downwards, until one does not run out of memory; elsewh
 runs out, from the forecast and the free memory.
 
 Not in this room: data, schedules, and any decision about what is computed besides the rows per micro-batch.
+
+Lesson: lessons/17_one_gpu
 """
 
 import gc

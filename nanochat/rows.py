@@ -1,4 +1,7 @@
-"""One sample under way: what it has said, what its next id means, and what is told about it."""
+"""One sample under way: what it has said, what its next id means, and what is told about it.
+
+Lesson: lessons/20_sampling_and_cache
+"""
 
 import random
 from collections import deque

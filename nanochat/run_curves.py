@@ -1,6 +1,8 @@
 """Runs beside each other: their curves in one picture, over tokens, FLOPs, minutes or steps.
 
 How one run's curves are read and drawn is in `curves`.
+
+Lesson: lessons/25_your_ablation
 """
 
 import bisect

@@ -3,6 +3,8 @@
 Slots 0, 1, ... belong to the rows that decode, in their order, so that a step attends to one block of the cache. Behind
 them stand the rows of prompts that are being read. A row that has ended leaves at once, and the last one moves into
 its slot; rows that wait join as soon as there is a slot, memory for their longest answer, and room in the step.
+
+Lesson: lessons/20_sampling_and_cache
 """
 
 from collections import deque

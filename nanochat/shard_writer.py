@@ -1,6 +1,8 @@
 """Documents written as the shards of a source: parquet files, the last of them for validation.
 
 How shards are read is in `dataset`.
+
+Lesson: lessons/08_real_text
 """
 
 import re

@@ -1,4 +1,7 @@
-"""A request to stop, by SIGTERM or Ctrl-C, that a loop honours at its next step."""
+"""A request to stop, by SIGTERM or Ctrl-C, that a loop honours at its next step.
+
+Lesson: lessons/19_validation
+"""
 
 import os
 import signal

@@ -3,6 +3,8 @@
 A step of a small model is some hundred kernels of a few microseconds each, which Python cannot launch fast enough; a
 graph is launched as one. It is made for a number of rows and a length, so that rows are filled up with others whose
 slots nobody uses, and the keys behind each row's end are masked.
+
+Lesson: lessons/17_one_gpu
 """
 
 import logging

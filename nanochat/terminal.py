@@ -1,4 +1,7 @@
-"""A person's terminal: reading what is typed, showing answers as they come, heeding Ctrl-C."""
+"""A person's terminal: reading what is typed, showing answers as they come, heeding Ctrl-C.
+
+Lesson: lessons/00_setting_up
+"""
 
 import contextlib
 import json

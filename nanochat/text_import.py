@@ -3,6 +3,8 @@
 Text that is not valid UTF-8 is repaired and counted, a document that came before is left out and counted; a file that
 cannot be read at all stops with its name.
 Where the documents go is not here.
+
+Lesson: lessons/08_real_text
 """
 
 import contextlib

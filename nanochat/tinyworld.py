@@ -4,6 +4,8 @@ Deterministic in the seed; needs no network. Conversations of the same world are
 
     python -m nanochat.tinyworld                          # writes the source "tinyworld" under the base directory
     python -m nanochat.tinyworld --megabytes=20 --seed=7
+
+Lesson: lessons/16_train_depth_4
 """
 
 import random

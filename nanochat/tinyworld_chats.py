@@ -1,6 +1,8 @@
 """Conversations of the small world, each made from (split, kind, index) alone: facts, sums, letters, talk.
 
 The assistant answers in one canonical form each, so that a small model can learn it. Documents are in `tinyworld`.
+
+Lesson: lessons/21_conversations
 """
 
 import random

@@ -2,6 +2,8 @@
 
 Also what is held out: phrasings by their place in the data file, sums and names by a stable hash.
 Documents, conversations and problems made of this are in the neighbouring rooms.
+
+Lesson: lessons/16_train_depth_4
 """
 
 import random

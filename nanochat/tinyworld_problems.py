@@ -1,6 +1,8 @@
 """Sums and letter counts: the problems of the small world that the tool solves, and which of them are held out.
 
 A sum is known by its numbers and sign, a letter count by its word and letter; held-out ones occur in no training text.
+
+Lesson: lessons/23_reinforcement
 """
 
 import random

@@ -1,6 +1,8 @@
 """Little stories of two people with their things: who has what, where it is, who gave it.
 
 The state of the story is kept while it is told, so every sentence and every answer agrees with what came before.
+
+Lesson: lessons/16_train_depth_4
 """
 
 import random

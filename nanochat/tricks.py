@@ -4,6 +4,8 @@ All of them start as nothing: a fresh model with any of them computes what the s
 attention need no parameter and are in `attention`. Which tricks pay is in dev/ABLATIONS.md.
 
 Shapes: B rows, T tokens, C width, V vocabulary.
+
+Lesson: lessons/25_your_ablation
 """
 
 from typing import Literal

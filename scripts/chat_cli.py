@@ -5,6 +5,8 @@
     python -m scripts.chat_cli --json -p -
 
 Without -i it takes the sft checkpoint, else mid, else base; a base model continues the text instead of answering.
+
+Lesson: lessons/20_sampling_and_cache
 """
 
 import contextlib

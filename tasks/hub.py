@@ -2,6 +2,8 @@
 
 A file lies at `<hub dir>/<owner>/<data set>/<path on the hub>`; `NANOCHAT_HUB_DIR` says where, `HF_ENDPOINT` names a
 mirror to fetch from, `HF_HUB_OFFLINE=1` forbids to fetch. What the rows mean is each task's own business.
+
+Lesson: lessons/08_real_text
 """
 
 import os

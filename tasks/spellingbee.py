@@ -2,6 +2,8 @@
 
 The test asks in phrasings, and for pairs of word and letter, that no training text contains; in half of its words no
 training text counts letters at all (such a word is only spelled or put in quotes). Its first problem is strawberry's r.
+
+Lesson: lessons/22_tools
 """
 
 from tasks.common import Conversation

@@ -2,6 +2,8 @@
 
 Greetings, who it is, several questions in a row, words to put in quotes, stories with a question, and what it cannot
 know. Mainly for training; the test compares the reply with the one canonical reply.
+
+Lesson: lessons/21_conversations
 """
 
 from tasks.tinyworld import WorldTask

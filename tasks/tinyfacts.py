@@ -3,6 +3,8 @@
 The four choices are whole replies in the assistant's own style, so their text can be scored by its mean loss: the
 right sentence, the same sentence with two wrong values, and the true sentence about another subject. Knowing how to
 repeat the subject leaves three, knowing the facts without reading the question leaves two; chance is 25 %.
+
+Lesson: lessons/21_conversations
 """
 
 from nanochat.tinyworld_facts import facts

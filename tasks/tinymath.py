@@ -1,6 +1,8 @@
 """TinyMath: sums in digits, in words and in little stories, solved by one call of the tool, in GSM8K's answer format.
 
 The test asks for sums that no training text contains; its first problem is the README's "What is 137 * 46?".
+
+Lesson: lessons/23_reinforcement
 """
 
 from tasks.common import Conversation

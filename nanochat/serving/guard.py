@@ -1,6 +1,8 @@
 """The gate in front of the application: key, sizes, rates and headers, before anything is parsed.
 
 Clients are told apart by their address (an IPv6 network of 64 bits is one).
+
+Lesson: lessons/24_serving
 """
 
 import asyncio

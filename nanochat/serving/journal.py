@@ -1,4 +1,7 @@
-"""Conversations kept in a file, for those who ask for it: a line of JSON for every answer."""
+"""Conversations kept in a file, for those who ask for it: a line of JSON for every answer.
+
+Lesson: lessons/24_serving
+"""
 
 import json
 import os

@@ -1,4 +1,7 @@
-"""What a worker process loads: a checkpoint's model on its device, in an engine. torch enters here, in the worker."""
+"""What a worker process loads: a checkpoint's model on its device, in an engine. torch enters here, in the worker.
+
+Lesson: lessons/24_serving
+"""
 
 import contextlib
 import os

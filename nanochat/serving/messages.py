@@ -2,6 +2,8 @@
 
 A developer's message is a system message; several at the front are one. An assistant's call of the tool, the tool's
 message and what the assistant says next are parts of one turn.
+
+Lesson: lessons/24_serving
 """
 
 import itertools

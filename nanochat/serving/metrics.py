@@ -1,4 +1,7 @@
-"""What the server has done, as Prometheus reads it and as JSON."""
+"""What the server has done, as Prometheus reads it and as JSON.
+
+Lesson: lessons/24_serving
+"""
 
 import time
 from collections.abc import Iterable

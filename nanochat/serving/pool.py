@@ -2,6 +2,8 @@
 
 All of it runs on the event loop and nothing of it computes. A job is one request's prompts with all their samples;
 each prompt is a task for one worker.
+
+Lesson: lessons/24_serving
 """
 
 import asyncio

@@ -1,4 +1,7 @@
-"""uvicorn, with what a public address needs besides: bounded patience, enough descriptors, a drain before the end."""
+"""uvicorn, with what a public address needs besides: bounded patience, enough descriptors, a drain before the end.
+
+Lesson: lessons/24_serving
+"""
 
 import asyncio
 import socket

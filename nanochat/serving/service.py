@@ -1,4 +1,7 @@
-"""What the routes do: from a request's body to prompts, to the pool, to a response. Nothing here computes for long."""
+"""What the routes do: from a request's body to prompts, to the pool, to a response. Nothing here computes for long.
+
+Lesson: lessons/24_serving
+"""
 
 import asyncio
 import logging

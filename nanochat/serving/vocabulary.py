@@ -1,4 +1,7 @@
-"""The front's tokenizer: what the server needs of one, and how single tokens are shown to a client."""
+"""The front's tokenizer: what the server needs of one, and how single tokens are shown to a client.
+
+Lesson: lessons/24_serving
+"""
 
 from collections.abc import Iterable, Sequence
 from functools import cache

@@ -1,6 +1,8 @@
 """What the front and a worker process say to each other, and how it goes through a socket.
 
 Frames are four bytes of length and a pickle: both ends are this program. Nothing here knows HTTP, nor torch.
+
+Lesson: lessons/24_serving
 """
 
 import asyncio

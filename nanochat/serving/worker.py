@@ -1,6 +1,8 @@
 """A worker process: one engine, one loop without threads. Messages in, submit, cancel and step, reports out.
 
 It lives as long as the socket to the front: when the front ends, however it ends, so does the worker.
+
+Lesson: lessons/24_serving
 """
 
 import contextlib
