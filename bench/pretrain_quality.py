@@ -92,7 +92,7 @@ def ours_of(lines: Lines, size: Size, tokens: int, seed: int) -> dict[str, Any]:
 
 
 def tuned(lines: Lines, size: Size, tokens: int, seed: int, rates: Sequence[float] = RATES) -> PeerRun:
-    """The peer's best setting: first its rate, then the fall of the rate, then half the batch; by one seed."""
+    """The peer's best setting: first its rate, then the fall of the rate, then smaller batches; by one seed."""
     job = PeerRun(
         size.depth, size.vocab_size, tokens, size.batch_tokens, rates[0], "linear", seed, size.dtype, size.micro,
         size.eval_tokens, size.sequence_len,
@@ -114,7 +114,13 @@ def tuned(lines: Lines, size: Size, tokens: int, seed: int, rates: Sequence[floa
         factor = 2 if found.rate == max(each.rate for each in tried) else 0.5
         found = best([replace(found, rate=found.rate * factor)])
     found = best([replace(found, shape=shape) for shape in ("cosine", "trapezoid")])
-    return best([replace(found, batch_tokens=found.batch_tokens // 2)])
+    while found.batch_tokens >= 2 * size.sequence_len:
+        tokens = found.batch_tokens // 2
+        halved = replace(found, batch_tokens=tokens, micro=min(found.micro, tokens // size.sequence_len))
+        found = best([halved])
+        if found != halved:
+            break
+    return found
 
 
 def peer(lines: Lines, job: PeerRun) -> dict[str, Any]:

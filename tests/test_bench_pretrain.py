@@ -173,13 +173,14 @@ def test_compilation_pays_when_a_compiled_run_has_made_as_many_steps(bench: Modu
 # quality
 
 
-def fake_peer(calls: list[Any]) -> Any:
-    """A peer that likes a rate of 0.012 best, a cosine better and half the batch not."""
+def fake_peer(calls: list[Any], batch_tokens: int = 8192) -> Any:
+    """A peer that likes a rate of 0.012 best, a cosine better and these tokens per step."""
 
     def run_worker(job: Any, **environment: str) -> dict[str, Any]:
         calls.append(job)
         bpb = 1.5 + abs(math.log(job.rate / 0.012)) + {"linear": 0.2, "cosine": 0.1, "trapezoid": 0.3}[job.shape]
-        return {"bpb": bpb + 0.1 * (job.batch_tokens < 8192) + 0.01 * job.seed, "tokens": job.tokens}
+        bpb += 0.1 * abs(math.log2(job.batch_tokens / batch_tokens))
+        return {"bpb": bpb + 0.01 * job.seed, "tokens": job.tokens}
 
     return run_worker
 
@@ -193,6 +194,17 @@ def test_the_peer_is_tuned_beyond_the_edge_of_its_grid(
     assert (found.rate, found.shape, found.batch_tokens) == (16e-3, "cosine", 8192)
     assert [job.rate for job in calls] == [2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 16e-3, 16e-3, 16e-3]
     assert len(bench.quality.trials(lines, found)) == len(calls)
+
+
+@pytest.mark.parametrize(("likes", "tried"), [(8192, [(4096, 4)]), (1024, [(4096, 4), (2048, 4), (1024, 2), (512, 1)])])
+def test_the_peers_batch_is_halved_while_it_gains(
+    bench: ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch, likes: int, tried: list[tuple[int, int]]
+) -> None:
+    calls: list[Any] = []
+    monkeypatch.setattr(bench.quality, "run_worker", fake_peer(calls, likes))
+    found = bench.quality.tuned(lines, bench.quality.Size(), 3_000_000, 1)
+    assert found.batch_tokens == likes
+    assert [(job.batch_tokens, job.micro) for job in calls if job.batch_tokens < 8192] == tried
 
 
 def test_ours_is_compared_by_seeds_with_a_peer_that_has_half_as_many_tokens_more(
