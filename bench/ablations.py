@@ -70,6 +70,7 @@ TRICKS = {
     "bigram": Trick({"bigram_rows": 32_768}),
     "average": Trick(average=0.1),
     "fast": Trick(ARCHITECTURES["fast"]),
+    "fast_and_more": Trick({**ARCHITECTURES["fast"], "residual_scalars": True, "backout": True}),
     "swiglu": Trick({"mlp": "swiglu"}),
     "no_variance": Trick(muon=MuonOptions(variance_beta2=None)),
     "polar_express": Trick(muon=MuonOptions("polar_express")),

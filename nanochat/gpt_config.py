@@ -20,13 +20,7 @@ Weights = Literal["float32", "bfloat16", "int8", "int4"]
 ARCHITECTURES: dict[str, dict[str, object]] = {
     "default": {},
     "portable": {"mlp": "swiglu", "logit_softcap": None},
-    "fast": {
-        "value_embeddings": True,
-        "residual_scalars": True,
-        "smear": True,
-        "backout": True,
-        "bigram_rows": 32_768,
-    },
+    "fast": {"value_embeddings": True, "smear": True, "bigram_rows": 32_768},  # what pays: see dev/ABLATIONS.md
 }
 """By the name that `--arch` gives them: the fields of GPTConfig in which they differ from its defaults."""
 

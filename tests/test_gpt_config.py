@@ -38,7 +38,7 @@ def test_arch_portable_is_the_switches_of_qwen3() -> None:
 def test_the_default_architecture_has_no_trick_and_fast_has_some() -> None:
     assert config_for_depth(4, 1000, 128).trick_params == 0
     fast = config_for_depth(4, 1000, 128, arch="fast")
-    assert fast.trick_params == 2 * 1000 * 256 + 2 * 4 + 25 + 1 + 32_768 * 256 + 1
+    assert fast.trick_params == 2 * 1000 * 256 + 25 + 32_768 * 256 + 1
     assert (fast.mlp, fast.logit_softcap) == ("relu2", 15.0)
 
 

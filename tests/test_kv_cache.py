@@ -1,9 +1,12 @@
 """The cache against a forward pass without one: slots of different lengths, growing, copies, what is kept aside."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny import random_model
 
+from nanochat import kv_cache
 from nanochat.decoder import Decoder
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
@@ -124,3 +127,25 @@ def test_nothing_is_read_behind_the_context() -> None:
         Reading(cache_of(), [64])
     with pytest.raises(AssertionError, match="66 tokens do not fit the context of 64"):
         Reading(cache_of(), [3], [Chunk(1, 60, 6)])
+
+
+@pytest.mark.parametrize("window_pattern", ["L", "SL"])
+def test_prompts_of_many_lengths_are_attended_to_in_few_sizes(
+    window_pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU's kernels for each size would stay in memory."""
+    sizes, attend = set(), kv_cache.attend
+
+    def noted(q: torch.Tensor, k: torch.Tensor, *more: Any, **given: Any) -> torch.Tensor:
+        sizes.add((q.size(2), k.size(2)))
+        return attend(q, k, *more, **given)
+
+    monkeypatch.setattr(kv_cache, "attend", noted)
+    model = random_model(GPTConfig(200, 97, 2, 4, 2, 32, window_pattern=window_pattern))
+    for length in range(3, 200, 7):
+        text, first = ids(1, length, seed=length)[0], length * 2 // 3
+        cache = KVCache(model.config, CPU, torch.float32)
+        assert close(model, read(model, cache, 0, text[:first]), text[:first])
+        assert close(model, read(model, cache, 0, text, first), text)
+    assert all(size % 64 == 0 for pair in sizes for size in pair)
+    assert max(max(pair) for pair in sizes) == 256

@@ -64,7 +64,7 @@ class Load:
             )
         os.environ["LOCAL_RANK"] = str(self.index % self.gpus)
         threads = max(1, hardware.available_cores() // self.workers) if self.workers > 1 else None
-        with Runtime.start(device_type=kind, dtype=self.dtype, threads=threads) as runtime:
+        with Runtime.start(kind, self.dtype, threads=threads, keeps_memory=False) as runtime:
             model, tokenizer, meta = load_model(stage, runtime, self.tag, self.step, weights=self.weights)
             facts: Facts = {
                 "stage": stage,
