@@ -26,6 +26,7 @@ from nanochat.hardware import available_memory_bytes
 from nanochat.kv_cache import Chunk, KVCache, Reading
 from nanochat.quantize import prepare
 from nanochat.rows import ContextOverflow, Row, Speech, TokenLogprob, Update
+from nanochat.runtime import give_back_freed_memory
 from nanochat.sampling import Sampler, SamplingParams, Seen, logprobs_of, needs_seen
 from nanochat.scheduler import Scheduler
 from nanochat.step_graphs import StepGraphs
@@ -129,6 +130,10 @@ class Engine:
             self._prompt_tokens, scheduler.shared_tokens, self._generated_tokens,
             scheduler.cache.store.nbytes, scheduler.prefixes.bytes, scheduler.memory_bytes,
         )  # fmt: skip
+
+    def tidy(self) -> None:
+        """Give pages of memory that nothing is left in back to the system: texts of many lengths leave holes."""
+        give_back_freed_memory()
 
     # --- whole answers ------------------------------------------------------------------------------------------------
 

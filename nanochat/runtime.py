@@ -10,7 +10,7 @@ import ctypes
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -233,12 +233,22 @@ def keep_freed_memory() -> None:
     A server, whose tensors have any size, would hold 450 MB more (depth 4) and answer no faster. No effect where the C
     library is another one. Constants from glibc's malloc.h.
     """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_c_library("mallopt")
     if mallopt is None:
         return
     m_trim_threshold, m_top_pad, m_mmap_max = -1, -2, -4
     mallopt(m_mmap_max, 0)
     mallopt(m_trim_threshold, 2**31 - 1)
     mallopt(m_top_pad, 64 << 20)
+
+
+def give_back_freed_memory() -> None:
+    """Tell glibc to give pages that nothing is left in back to the system, those between others too."""
+    malloc_trim = _of_c_library("malloc_trim")
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+def _of_c_library(name: str) -> Callable[..., int] | None:
+    """A function that only glibc has; None elsewhere."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

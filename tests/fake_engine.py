@@ -109,6 +109,7 @@ class FakeEngine:
     cancelled: list[int] = field(default_factory=list)
     rows: list[_Row] = field(default_factory=list)
     most_rows: int = 0
+    tidied: int = 0
 
     def submit(self, prompt: Sequence[int], params: "SamplingParams", n: int = 1) -> int:
         """Take a prompt."""
@@ -152,6 +153,10 @@ class FakeEngine:
     def stats(self) -> FakeStats:
         """How many rows there are."""
         return FakeStats(min(len(self.rows), self.max_rows), max(0, len(self.rows) - self.max_rows), self.max_rows)
+
+    def tidy(self) -> None:
+        """Note that it was asked to."""
+        self.tidied += 1
 
     def stream(
         self,

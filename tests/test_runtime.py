@@ -1,9 +1,11 @@
 """The machine of a process: what it takes, what it refuses, what it restores; and two that talk to each other."""
 
 import json
+import platform
 import random
 
 import numpy
+import psutil
 import pytest
 import torch
 from tiny import CPU
@@ -122,6 +124,16 @@ def test_the_seed_decides_every_generator() -> None:
             drawn.append(draws())
     assert drawn[0] == drawn[1]
     assert all(a != b for a, b in zip(drawn[1], drawn[2], strict=True))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_memory_between_what_is_left_can_be_given_back() -> None:
+    held = [bytes(numpy.ones(60_000, numpy.uint8)) for _ in range(2000)]
+    del held[1::2], held[1::2], held[1::2]  # one in eight is left
+    before = psutil.Process().memory_info().rss
+    room.give_back_freed_memory()
+    assert before - psutil.Process().memory_info().rss > 50e6
+    assert len(held) == 250
 
 
 def test_two_ranks_sum_and_gather() -> None:

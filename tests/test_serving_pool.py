@@ -277,14 +277,14 @@ def test_frames_survive_any_cut():
         near, far = socket.socketpair()
         with near, far:
             inbox, got = wire.Inbox(far), []
-            assert inbox.take(wait=False) == []
+            assert inbox.take(0.0) == []
             for start in range(0, len(stream), cut):
                 near.sendall(stream[start : start + cut])
-                got += inbox.take(wait=False)
+                got += inbox.take(0.0)
             assert got == messages
             near.close()
             with pytest.raises(EOFError):
-                inbox.take(wait=True)
+                inbox.take(60.0)
 
 
 # --- over HTTP --------------------------------------------------------------------------------------------------------

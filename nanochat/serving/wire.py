@@ -129,24 +129,25 @@ async def read(reader: asyncio.StreamReader) -> FromWorker:
 
 
 class Inbox:
-    """The worker's end: frames out of a blocking socket, taken without waiting or waited for."""
+    """The worker's end: frames out of a blocking socket, taken without waiting or waited for a while."""
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
         self._bytes = bytearray()
 
-    def take(self, wait: bool) -> list[FromFront]:
-        """All messages that are there; with `wait` at least one. Raises EOFError when the front is gone."""
+    def take(self, wait_seconds: float) -> list[FromFront]:
+        """All messages that are there; none after so long without one. Raises EOFError when the front is gone."""
         messages: list[FromFront] = []
         while True:
             while (message := self._next()) is not None:
                 messages.append(message)
-            self._connection.setblocking(wait and not messages)
+            self._connection.settimeout(0 if messages else wait_seconds)
             try:
                 received = self._connection.recv(1 << 20)
-            except BlockingIOError:
-                self._connection.setblocking(True)
+            except (BlockingIOError, TimeoutError):
                 return messages
+            finally:
+                self._connection.settimeout(None)
             if not received:
                 raise EOFError
             self._bytes += received

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nanochat.sampling import SamplingParams
 
 STATS_EVERY_SECONDS = 0.5
+TIDY_EVERY_SECONDS = 10.0
 REPORTED_PER_SECOND = 1000  # samples; each is a write to a client, which costs as much as its share of a decode step
 LONGEST_WAIT_SECONDS = 0.05  # of what was said, for what is said next
 
@@ -68,6 +69,10 @@ class StepEngine(Protocol):
         """How it is."""
         ...
 
+    def tidy(self) -> None:
+        """Give back to the system what memory is not needed now."""
+        ...
+
 
 # An engine, and what there is to say about its model, for as long as the block runs.
 MakeEngine = Callable[[], contextlib.AbstractContextManager[tuple[StepEngine, Facts]]]
@@ -99,9 +104,10 @@ def serve(engine: StepEngine, connection: socket.socket, facts: Facts) -> None:
     inbox = Inbox(connection)
     tasks = _Tasks(engine)
     stats_told = reported = 0.0
+    tidied = time.monotonic()
     outbox: list[Gain] = []
     while True:
-        for message in inbox.take(wait=not engine.busy):
+        for message in inbox.take(0.0 if engine.busy else TIDY_EVERY_SECONDS):
             if isinstance(message, Cancel):
                 tasks.cancel(message.task)
             elif refusal := tasks.submit(message):
@@ -116,6 +122,9 @@ def serve(engine: StepEngine, connection: socket.socket, facts: Facts) -> None:
         if stats or tasks.urgent or (outbox and now - reported >= patience):
             connection.sendall(pack(Report(outbox, stats)))
             outbox, reported = [], now
+        if now - tidied >= TIDY_EVERY_SECONDS:
+            engine.tidy()
+            tidied = now
 
 
 class _Tasks:
