@@ -136,8 +136,11 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "tokens_vs_transformers_float32": speed.ratio(found["speed"], "ours.", "transformers.float32."),
         "tokens_vs_transformers_bfloat16": speed.ratio(found["speed"], "ours.", "transformers.bfloat16."),
         "float32_tokens_vs_transformers_float32": speed.ratio(found["speed"], "ours.float32.", "transformers.float32."),
-        "bpb_at_two_thirds_of_the_tokens": by_token.get("short", {}).get("ratio"),
-        "bpb_at_two_thirds_of_the_tokens_long": by_token.get("long", {}).get("ratio"),
+        **{
+            f"bpb_at_two_thirds_of_the_tokens_{length}_{arch}": by_token.get(length, {}).get(arch, {}).get("ratio")
+            for length in ("short", "long")
+            for arch in quality.ARCHITECTURES
+        },
     }
     figures = {"targets": speed.targets(found["speed"]), **found}
     return {"bench": "pretrain", "ratios": ratios, "figures": figures, "machine": hardware.describe()}

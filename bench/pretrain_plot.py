@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretrain_quality import ARCHITECTURES
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -55,8 +57,11 @@ def _speed(axes: "Axes", rows: dict[str, Any]) -> None:
 def _quality(axes: "Axes", found: dict[str, Any]) -> None:
     """Whole trainings of some lengths, each with a schedule of its own."""
     lengths = [found[name] for name in ("short", "long") if name in found]
-    for key, tokens, label in (("ours", "tokens", "ours"), ("theirs", "their_tokens", "transformers, tuned AdamW")):
-        axes.plot([one[tokens] / 1e6 for one in lengths], [one[key] for one in lengths], "o-", label=label)
+    for arch in ARCHITECTURES:
+        bpb = [one[arch]["ours"] for one in lengths]
+        axes.plot([one["tokens"] / 1e6 for one in lengths], bpb, "o-", label=f"ours, {arch}")
+    theirs = [one["default"]["theirs"] for one in lengths]
+    axes.plot([one["their_tokens"] / 1e6 for one in lengths], theirs, "o-", label="transformers, tuned AdamW")
     axes.set_xlabel("million training tokens")
     axes.set_ylabel("validation, bits per byte")
     axes.legend(fontsize=8)

@@ -1,7 +1,8 @@
 """Quality in `bench/pretrain.py`: bits per byte by tokens beside the tuned peer, and by minutes of one run of ours.
 
-Ours is `python -m scripts.base_train` itself, with no flags but sizes and length. It measures nothing while it trains:
-its checkpoints are measured afterwards, so that the time of a run is training and compilation and nothing else.
+Ours is `python -m scripts.base_train` itself, with no flags but sizes, length and `--arch`: the default, which is the
+peer's architecture too, and `fast`. It measures nothing while it trains: its checkpoints are measured afterwards, so
+that the time of a run is training and compilation and nothing else.
 """
 
 import os
@@ -27,6 +28,7 @@ from nanochat.log import read_metrics
 
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}
 """Half-widths of 95 % intervals in standard errors, by the number of seeds."""
+ARCHITECTURES = ("default", "fast")
 LONGER = 1.5
 """Times our tokens are the peer's."""
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
@@ -67,12 +69,13 @@ def base_train(tag: str, flags: Sequence[str], **environment: str) -> Sequence[M
     return read_metrics(folder / "metrics.jsonl")
 
 
-def our_run(size: Size, tokens: int, seed: int) -> dict[str, Any]:
-    """The default preset as `base_train` plans it for so many tokens; an interrupted run goes on."""
-    sizes = config_for_depth(size.depth, size.vocab_size, size.sequence_len)
-    tag = f"d{size.depth}-{tokens}-{seed}"
+def our_run(size: Size, arch: str, tokens: int, seed: int) -> dict[str, Any]:
+    """An architecture as `base_train` plans it for so many tokens; an interrupted run goes on."""
+    sizes = config_for_depth(size.depth, size.vocab_size, size.sequence_len, arch=arch)
+    tag = f"d{size.depth}-{arch}-{tokens}-{seed}"
     flags = [
-        f"--depth={size.depth}", f"--max_seq_len={size.sequence_len}", f"--device_batch_size={size.micro}",
+        f"--depth={size.depth}", f"--arch={arch}", f"--max_seq_len={size.sequence_len}",
+        f"--device_batch_size={size.micro}",
         f"--target_flops={tokens * sizes.flops_per_token}", f"--seed={seed}", f"--dtype={size.dtype}",
         f"--compile={size.compile}", "--save_every=50", "--keep_last=1", "--resume",
     ]  # fmt: skip
@@ -83,16 +86,19 @@ def our_run(size: Size, tokens: int, seed: int) -> dict[str, Any]:
     return {"bpb": bpb, "tokens": last["tokens"], "seconds": last["train_seconds"], "steps": last["step"]}
 
 
-def ours_of(lines: Lines, size: Size, tokens: int, seed: int) -> dict[str, Any]:
-    """The same from its line, where there is one."""
-    return lines.get("ours", {**asdict(size), "tokens": tokens, "seed": seed}, lambda: our_run(size, tokens, seed))
+def ours_of(lines: Lines, size: Size, arch: str, tokens: int, seed: int) -> dict[str, Any]:
+    """The same from its line, where there is one; told in a line."""
+    asked = {**asdict(size), "arch": arch, "tokens": tokens, "seed": seed}
+    found = lines.get("ours", asked, lambda: our_run(size, arch, tokens, seed))
+    print(f"ours ({arch}), {found['tokens']:,} tokens, seed {seed}: bpb {found['bpb']:.4f}", flush=True)
+    return found
 
 
 # the peer
 
 
 def tuned(lines: Lines, size: Size, tokens: int, seed: int, rates: Sequence[float] = RATES) -> PeerRun:
-    """The peer's best setting: first its rate, then the fall of the rate, then smaller batches; by one seed."""
+    """The peer's best setting: rate, then its fall, then smaller batches, then rates about it; by one seed."""
     job = PeerRun(
         size.depth, size.vocab_size, tokens, size.batch_tokens, rates[0], "linear", seed, size.dtype, size.micro,
         size.eval_tokens, size.sequence_len,
@@ -120,7 +126,7 @@ def tuned(lines: Lines, size: Size, tokens: int, seed: int, rates: Sequence[floa
         found = best([halved])
         if found != halved:
             break
-    return found
+    return best([replace(found, rate=found.rate * factor) for factor in (0.5, 2)])
 
 
 def peer(lines: Lines, job: PeerRun) -> dict[str, Any]:
@@ -144,18 +150,21 @@ def compared(
     found: dict[str, Any] = {}
     setting: PeerRun | None = None
     for name, tokens in lengths.items():
-        ours, theirs = [], []
+        ours: dict[str, list[float]] = {arch: [] for arch in ARCHITECTURES}
+        theirs: list[float] = []
         for seed in seeds[name]:
-            ours.append(ours_of(lines, size, tokens, seed))
-            print(f"ours, {ours[-1]['tokens']:,} tokens, seed {seed}: bpb {ours[-1]['bpb']:.4f}", flush=True)
-            more = round(LONGER * ours[-1]["tokens"])
+            runs = [ours_of(lines, size, arch, tokens, seed) for arch in ARCHITECTURES]
+            for arch, run in zip(ARCHITECTURES, runs, strict=True):
+                ours[arch].append(run["bpb"])
+            more = round(LONGER * max(run["tokens"] for run in runs))
             if setting is None:
                 setting = tuned(lines, size, more, seed)
-            theirs.append(peer(lines, replace(setting, tokens=more, seed=seed)))
+            run = peer(lines, replace(setting, tokens=more, seed=seed))
+            theirs.append(run["bpb"])
         found[name] = {
-            "tokens": ours[0]["tokens"],
-            "their_tokens": theirs[0]["tokens"],
-            **difference([one["bpb"] for one in ours], [one["bpb"] for one in theirs]),
+            "tokens": runs[0]["tokens"],
+            "their_tokens": run["tokens"],
+            **{arch: difference(ours[arch], theirs) for arch in ARCHITECTURES},
         }
     assert setting is not None, f"no length in {lengths}"
     found["their_setting"] = {"rate": setting.rate, "shape": setting.shape, "batch_tokens": setting.batch_tokens}

@@ -192,7 +192,7 @@ def test_the_peer_is_tuned_beyond_the_edge_of_its_grid(
     monkeypatch.setattr(bench.quality, "run_worker", fake_peer(calls))
     found = bench.quality.tuned(lines, bench.quality.Size(), 3_000_000, 1, (2e-3, 4e-3, 8e-3))
     assert (found.rate, found.shape, found.batch_tokens) == (16e-3, "cosine", 8192)
-    assert [job.rate for job in calls] == [2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 16e-3, 16e-3, 16e-3]
+    assert [job.rate for job in calls] == [2e-3, 4e-3, 8e-3, 16e-3, 32e-3, 16e-3, 16e-3, 16e-3, 8e-3, 32e-3]
     assert len(bench.quality.trials(lines, found)) == len(calls)
 
 
@@ -204,7 +204,8 @@ def test_the_peers_batch_is_halved_while_it_gains(
     monkeypatch.setattr(bench.quality, "run_worker", fake_peer(calls, likes))
     found = bench.quality.tuned(lines, bench.quality.Size(), 3_000_000, 1)
     assert found.batch_tokens == likes
-    assert [(job.batch_tokens, job.micro) for job in calls if job.batch_tokens < 8192] == tried
+    smaller = [job for job in calls if job.batch_tokens < 8192 and job.rate == found.rate]
+    assert [(job.batch_tokens, job.micro) for job in smaller] == tried
 
 
 def test_ours_is_compared_by_seeds_with_a_peer_that_has_half_as_many_tokens_more(
@@ -213,18 +214,20 @@ def test_ours_is_compared_by_seeds_with_a_peer_that_has_half_as_many_tokens_more
     calls: list[Any] = []
     monkeypatch.setattr(bench.quality, "run_worker", fake_peer(calls))
     monkeypatch.setattr(
-        bench.quality, "our_run", lambda size, tokens, seed: {"bpb": 1.4 + 0.02 * seed, "tokens": tokens - 100}
-    )
+        bench.quality, "our_run",
+        lambda size, arch, tokens, seed: {"bpb": 1.4 + 0.02 * seed - 0.1 * (arch == "fast"), "tokens": tokens - 100},
+    )  # fmt: skip
     size = bench.quality.Size()
     found = bench.quality.compared(lines, size, {"short": 2_100, "long": 10_100}, {"short": (1, 2, 3), "long": (1,)})
     assert (found["short"]["their_tokens"], found["long"]["their_tokens"]) == (3_000, 15_000)
     assert {job.tokens for job in calls} == {3_000, 15_000}
     theirs = [1.6 + abs(math.log(0.016 / 0.012)) + 0.01 * seed for seed in (1, 2, 3)]
     gains = [their - 1.4 - 0.02 * seed for seed, their in enumerate(theirs, start=1)]
-    assert found["short"]["gain"] == pytest.approx(sum(gains) / 3)
-    assert found["short"]["half_width"] == pytest.approx(4.30 * 0.01 / math.sqrt(3))
-    assert found["short"]["ratio"] == pytest.approx(sum(theirs) / 3 / 1.44)
-    assert found["long"]["half_width"] is None
+    assert found["short"]["default"]["gain"] == pytest.approx(sum(gains) / 3)
+    assert found["short"]["default"]["half_width"] == pytest.approx(4.30 * 0.01 / math.sqrt(3))
+    assert found["short"]["default"]["ratio"] == pytest.approx(sum(theirs) / 3 / 1.44)
+    assert found["short"]["fast"]["gain"] == pytest.approx(sum(gains) / 3 + 0.1)
+    assert found["long"]["fast"]["half_width"] is None
     assert found["their_setting"] == {"rate": 16e-3, "shape": "cosine", "batch_tokens": 8192}
 
 
@@ -240,10 +243,10 @@ def test_base_train_is_what_is_measured(bench: ModuleType, text: Path, base_dir:
     bench.prepared(text, 280)
     size = bench.quality.Size(1, 280, 32, 2, "float32", 512, "off")
     tokens = 100 * 64 * 32
-    found = bench.quality.our_run(size, tokens, 1)
+    found = bench.quality.our_run(size, "fast", tokens, 1)
     assert found["tokens"] == pytest.approx(tokens, rel=0.1)
     assert 0 < found["bpb"] < 3
-    assert not paths.checkpoints_dir("base", f"d1-{tokens}-1").exists()
+    assert not paths.checkpoints_dir("base", f"d1-fast-{tokens}-1").exists()
 
     flags = "--depth=1 --max_seq_len=32 --device_batch_size=2 --total_batch_size=128 --num_iterations=10 --compile=off"
     timed = bench.quality.timed_run(flags, 4, 512)
@@ -288,7 +291,8 @@ def test_the_last_line_has_its_keys_and_tells_what_was_measured_earlier(
     assert told["ratios"] == {
         "tokens_vs_transformers_float32": 2.5, "tokens_vs_transformers_bfloat16": 2.0,
         "float32_tokens_vs_transformers_float32": 1.5,
-        "bpb_at_two_thirds_of_the_tokens": None, "bpb_at_two_thirds_of_the_tokens_long": None,
+        "bpb_at_two_thirds_of_the_tokens_short_default": None, "bpb_at_two_thirds_of_the_tokens_short_fast": None,
+        "bpb_at_two_thirds_of_the_tokens_long_default": None, "bpb_at_two_thirds_of_the_tokens_long_fast": None,
     }  # fmt: skip
     assert told["figures"]["quality"] == told["figures"]["time"] == {}
 
