@@ -120,9 +120,8 @@ def tuned(lines: Lines, size: Size, tokens: int, seed: int, rates: Sequence[floa
         factor = 2 if found.rate == max(each.rate for each in tried) else 0.5
         found = best([replace(found, rate=found.rate * factor)])
     found = best([replace(found, shape=shape) for shape in ("cosine", "trapezoid")])
-    while found.batch_tokens >= 2 * size.sequence_len:
-        tokens = found.batch_tokens // 2
-        halved = replace(found, batch_tokens=tokens, micro=min(found.micro, tokens // size.sequence_len))
+    while found.batch_tokens >= 2 * size.micro * size.sequence_len:
+        halved = replace(found, batch_tokens=found.batch_tokens // 2)
         found = best([halved])
         if found != halved:
             break
