@@ -144,11 +144,14 @@ def test_a_prompt_that_waits_too_long_is_refused_as_the_server_is_busy():
 
 
 def test_a_worker_takes_no_more_than_its_rows():
-    engine = FakeEngine(max_rows=3)
+    go = threading.Event()
+    engine = FakeEngine(lambda asked: [Part("text", asked)] * 3, before_step=lambda: go.wait(LONG_SECONDS), max_rows=3)
 
     async def test(pool: Pool) -> None:
-        jobs = [pool.submit([ids(str(number))], {"max_tokens": 50}) for number in range(12)]
-        assert await asyncio.gather(*map(text_of, jobs)) == [[f"You said: {number}"] for number in range(12)]
+        jobs = [pool.submit([ids(f"{number};")], {"max_tokens": 50}) for number in range(12)]
+        await until(lambda: pool.running == 3)
+        go.set()
+        assert await asyncio.gather(*map(text_of, jobs)) == [[f"{number};" * 3] for number in range(12)]
 
     run(pool_of(engine), test)
     assert engine.most_rows == 3
