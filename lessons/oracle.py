@@ -40,12 +40,12 @@ def block(weights: Weights, layer: int, x: torch.Tensor, heads: int, turned: str
     return x + mlp(weights, layer, F.rms_norm(x, width, eps=1e-6))
 
 
-def model_of(config: GPTConfig, seed: int = 1) -> GPT:
-    """The product's model without a zero, so that every part of it shows."""
+def model_of(config: GPTConfig, seed: int = 1, spread: float = 0.3) -> GPT:
+    """The product's model without a zero, so that every part of it shows: normal noise is added to all."""
     model = GPT(config)
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
     return model

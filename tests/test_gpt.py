@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lessons.oracle import model_of
 from nanochat import chunked_loss
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
@@ -15,13 +16,7 @@ SMALL = GPTConfig(sequence_len=64, vocab_size=97, n_layer=3, n_head=4, n_kv_head
 
 def random_model(config: GPTConfig = SMALL, seed: int = 0) -> GPT:
     """A model in which no matrix is zero, so that every part of it shows in the logits."""
-    model = GPT(config)
-    model.init_weights(seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
+    return model_of(config, seed, spread=0.1)
 
 
 def transformers_names(name: str) -> str:

@@ -5,6 +5,7 @@ from functools import cache
 
 import torch
 
+from lessons.oracle import model_of
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
 from nanochat.kv_cache import Reading
@@ -29,13 +30,7 @@ def tiny_tokenizer() -> RustBPETokenizer:
 
 def random_model(config: GPTConfig, seed: int = 0) -> GPT:
     """A model in which no matrix is zero, so that every part of it shows in the logits."""
-    model = GPT(config)
-    model.init_weights(seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model.eval()
+    return model_of(config, seed, spread=0.1).eval()
 
 
 def tiny_model(sequence_len: int = 64, seed: int = 0, **sizes: int) -> GPT:

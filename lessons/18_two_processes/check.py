@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from lessons.compare import same
 from lessons.learner import load
+from lessons.oracle import model_of
 from lessons.ranks import run
 from nanochat.command import UserError
 from nanochat.gpt import GPT
@@ -34,13 +35,7 @@ class Descent:
 
 
 def model(seed: int) -> GPT:
-    made = GPT(GPTConfig(sequence_len=8, vocab_size=11, n_layer=1, n_head=2, n_kv_head=2, n_embd=16))
-    made.init_weights(seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return made
+    return model_of(GPTConfig(sequence_len=8, vocab_size=11, n_layer=1, n_head=2, n_kv_head=2, n_embd=16), seed)
 
 
 def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
