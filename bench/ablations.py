@@ -1,10 +1,12 @@
 """Which tricks pay: short pretraining runs of one change each, on real prose. Resumable; a JSON line a run.
 
     python bench/ablations.py --text=../shared/data/prose --tricks baseline smear --seeds 1 2 3
+    python bench/ablations.py --text=../shared/data/prose --steps
     python bench/ablations.py --table > dev/ABLATIONS.md
 
 A run that stands in the file is not repeated: interrupt and start again as you like. Seeds change the weights and the
-order of the documents. Losses do not depend on how busy the machine is, seconds do: run it on a quiet one.
+order of the documents. Losses do not depend on how busy the machine is, seconds do: `--steps` measures them afterwards,
+every trick's beside the baseline's, and what it measured counts in the table.
 
 Lesson: lessons/25_your_ablation
 """
@@ -42,6 +44,8 @@ SETTINGS = ("depth", "vocab_size", "max_seq_len", "total_batch_size", "tokens", 
 
 STUDENT_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Half-widths of 95 % intervals in standard errors, by the number of seeds."""
+TURNS = 20
+"""Steps of each trick for `--steps`."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,18 @@ class Trick:
 
     config: dict[str, Any] = field(default_factory=dict)
     muon: MuonOptions = field(default_factory=MuonOptions)
-    rates: dict[str, float] = field(default_factory=dict)
+    rates: dict[str, Any] = field(default_factory=dict)
     longer: float = 1.0
     """Times the tokens."""
     average: float = 0.0
     """Share of the last steps whose weights are averaged."""
     shape: Literal["trapezoid", "cosine"] = "trapezoid"
     """Of the rates' schedule."""
+
+    @property
+    def same_work(self) -> bool:
+        """Whether a step computes what the baseline's does, with other numbers."""
+        return not self.config and self.muon == MuonOptions() and not self.average
 
 
 TRICKS = {
@@ -112,6 +121,8 @@ class Config:
     """torch.compile; its time is not counted."""
     out: Path | None = None
     """Where the lines go; unset: ablations.jsonl under the base directory."""
+    steps: bool = False
+    """Only measure the seconds of a step: every trick in turn with the baseline."""
     table: bool = False
     """Only print the table of what the file holds."""
     quick: bool = False
@@ -139,50 +150,75 @@ def prepared(text: Path, vocab_size: int) -> RustBPETokenizer:
     return RustBPETokenizer.from_directory(kept)
 
 
+class Training:
+    """One model in training, step by step."""
+
+    def __init__(self, config: Config, name: str, seed: int, tokenizer: RustBPETokenizer, runtime: Runtime):
+        self.trick, self.runtime = TRICKS[name], runtime
+        sizes = config_for_depth(config.depth, tokenizer.get_vocab_size(), config.max_seq_len)
+        self.plan = plan_training(
+            replace(sizes, **self.trick.config), device_batch_size=config.device_batch_size, world_size=1,
+            total_batch_size=config.total_batch_size,
+            num_iterations=max(1, round(config.tokens * self.trick.longer) // config.total_batch_size),
+            target_param_data_ratio=20.0, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004,
+        )  # fmt: skip
+        self.model = build_model(replace(sizes, **self.trick.config), runtime)
+        self.model.init_weights(seed)
+        compiled(self.model, "on" if config.compile else "off", self.plan, runtime)
+        planned = Rates(self.plan.matrix_lr, self.plan.embedding_lr, self.plan.unembedding_lr, muon=self.trick.muon)
+        rates = replace(planned, **self.trick.rates)
+        self.optimizer = MuonAdamW(dict(self.model.named_parameters()), self.model.roles(), rates, runtime)
+        self.loader = DocumentLoader(
+            tokenizer, config.device_batch_size, config.max_seq_len, runtime, "train", SOURCE, seed=seed
+        )  # fmt: skip
+
+    def step(self, number: int, averaged: bool) -> float:
+        """Step `number` of the plan, its weights counted in the average or not; its seconds, without the loader's."""
+        batches = [next(self.loader) for _ in range(self.plan.grad_accum_steps)]
+        self.runtime.synchronize()
+        started = time.perf_counter()
+        accumulate(self.model, iter(batches), self.plan.grad_accum_steps, self.runtime)
+        steps, warmdown = self.plan.num_iterations, self.plan.warmdown_ratio
+        multiplier = lr_multiplier(number, steps, 0, warmdown, shape=self.trick.shape)
+        self.optimizer.step(multiplier, muon_momentum(number))
+        self.optimizer.zero_grad()
+        if averaged:
+            self.optimizer.average.add()
+        self.runtime.synchronize()
+        return time.perf_counter() - started
+
+
 def run(config: Config, name: str, seed: int, tokenizer: RustBPETokenizer, runtime: Runtime) -> dict[str, Any]:
     """Train one model; its record. Seconds are those of the steps, the first two scaled to a later one."""
-    trick = TRICKS[name]
-    sizes = config_for_depth(config.depth, tokenizer.get_vocab_size(), config.max_seq_len)
-    model_config = replace(sizes, **trick.config)
-    rows = config.device_batch_size
-    plan = plan_training(
-        model_config, device_batch_size=rows, world_size=1, total_batch_size=config.total_batch_size,
-        num_iterations=max(1, round(config.tokens * trick.longer) // config.total_batch_size),
-        target_param_data_ratio=20.0, matrix_lr=0.02, embedding_lr=0.2, unembedding_lr=0.004,
-    )  # fmt: skip
-    model = build_model(model_config, runtime)
-    model.init_weights(seed)
-    compiled(model, "on" if config.compile else "off", plan, runtime)
-    rates = Rates(plan.matrix_lr, plan.embedding_lr, plan.unembedding_lr, muon=trick.muon)
-    rates = replace(rates, **trick.rates)
-    optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), rates, runtime)
-    loader = DocumentLoader(tokenizer, rows, config.max_seq_len, runtime, "train", SOURCE, seed=seed)
-    seconds = []
-    for step in range(plan.num_iterations):
-        batches = [next(loader) for _ in range(plan.grad_accum_steps)]
-        runtime.synchronize()
-        started = time.perf_counter()
-        accumulate(model, iter(batches), plan.grad_accum_steps, runtime)
-        multiplier = lr_multiplier(step, plan.num_iterations, 0, plan.warmdown_ratio, shape=trick.shape)
-        optimizer.step(multiplier, muon_momentum(step))
-        optimizer.zero_grad()
-        if step >= plan.num_iterations * (1 - trick.average):
-            optimizer.average.add()
-        runtime.synchronize()
-        seconds.append(time.perf_counter() - started)
-    counted = seconds[2:] or seconds
-    total = mean(counted) * len(seconds)
+    one = Training(config, name, seed, tokenizer, runtime)
+    steps = one.plan.num_iterations
+    seconds = [one.step(number, number >= steps * (1 - one.trick.average)) for number in range(steps)]
+    total = mean(seconds[2:] or seconds) * steps
     batches = config.eval_tokens // (16 * config.max_seq_len)
     held_out = DocumentLoader(tokenizer, 16, config.max_seq_len, runtime, "val", SOURCE)
-    with optimizer.average.applied():
-        measured = evaluate_loss(model, one_epoch(held_out, max(1, batches)), _lengths(tokenizer), runtime)
+    with one.optimizer.average.applied():
+        measured = evaluate_loss(one.model, one_epoch(held_out, max(1, batches)), _lengths(tokenizer), runtime)
     return {
         "bpb": measured.bpb,
         "loss": measured.loss,
         "seconds": total,
-        "tokens_per_second": plan.total_tokens / total,
-        "num_params": model_config.num_params,
-        "flops_per_token": model_config.flops_per_token,
+        "tokens_per_second": one.plan.total_tokens / total,
+        "num_params": one.model.config.num_params,
+        "flops_per_token": one.model.config.flops_per_token,
+    }
+
+
+def timed(config: Config, name: str, tokenizer: RustBPETokenizer, runtime: Runtime) -> dict[str, Any]:
+    """Steps of the baseline and of a trick in turn: the median of the one's seconds and of the other's over them.
+
+    An average is added to in every step, more often than in a training, and so its price is an upper bound.
+    """
+    pair = [Training(config, each, 1, tokenizer, runtime) for each in ("baseline", name)]
+    averaged = [one.trick.average > 0 for one in pair]
+    seconds = [[one.step(turn, add) for one, add in zip(pair, averaged, strict=True)] for turn in range(2 + TURNS)][2:]
+    return {
+        "baseline_step_seconds": median(of_baseline for of_baseline, _ in seconds),
+        "slower": median(of_trick / of_baseline for of_baseline, of_trick in seconds),
     }
 
 
@@ -192,8 +228,8 @@ def _lengths(tokenizer: RustBPETokenizer) -> Any:
     return numpy.array(tokenizer.token_bytes(), dtype=numpy.int64)
 
 
-def key_of(config: Config, name: str, seed: int) -> dict[str, Any]:
-    """What tells a run from others: flags, the trick's name and what it stands for."""
+def key_of(config: Config, name: str, seed: int | None) -> dict[str, Any]:
+    """What tells a run from others: flags, the trick's name and what it stands for. Timed steps have no seed."""
     settings = {key: getattr(config, key) for key in SETTINGS}
     return {"trick": name, "seed": seed, **settings, "change": asdict(TRICKS[name])}
 
@@ -235,8 +271,12 @@ class Found:
 def compared(lines: list[dict[str, Any]]) -> list[Found]:
     """Every trick of one setting that shares seeds with the baseline; the last line of a trick and seed counts."""
     runs: dict[str, dict[int, dict[str, Any]]] = {}
+    timings: dict[str, dict[str, Any]] = {}
     for line in lines:
-        runs.setdefault(line["trick"], {})[line["seed"]] = line
+        if line["seed"] is None:
+            timings[line["trick"]] = line
+        else:
+            runs.setdefault(line["trick"], {})[line["seed"]] = line
     baseline, longer = runs.get("baseline", {}), runs.get("longer", {})
     both = baseline.keys() & longer.keys()
     slope = None  # bpb gained per unit of the logarithm of time
@@ -249,10 +289,15 @@ def compared(lines: list[dict[str, Any]]) -> list[Found]:
             continue
         gains = [baseline[s]["bpb"] - of_trick[s]["bpb"] for s in seeds]
         half = STUDENT_95.get(len(seeds), 1.96) * stdev(gains) / math.sqrt(len(seeds)) if len(seeds) > 1 else None
-        slower = median(of_trick[s]["seconds"] / baseline[s]["seconds"] for s in seeds)
-        gain = mean(gains)
+        gain, bpb = mean(gains), mean(of_trick[s]["bpb"] for s in seeds)
+        if timings and (trick in timings or TRICKS[trick].same_work):
+            slower = TRICKS[trick].longer * (timings[trick]["slower"] if trick in timings else 1.0)
+            steps = of_trick[seeds[0]]["tokens"] // of_trick[seeds[0]]["total_batch_size"]
+            seconds = slower * steps * median(timing["baseline_step_seconds"] for timing in timings.values())
+        else:
+            slower = median(of_trick[s]["seconds"] / baseline[s]["seconds"] for s in seeds)
+            seconds = median(of_trick[s]["seconds"] for s in seeds)
         net = None if slope is None else gain - slope * math.log(slower)
-        bpb, seconds = mean(of_trick[s]["bpb"] for s in seeds), median(of_trick[s]["seconds"] for s in seeds)
         found.append(Found(trick, len(seeds), bpb, gain, half, seconds, slower, net))
     first = [one for one in found if one.trick == "baseline"]
     return first + sorted((one for one in found if one.trick != "baseline"), key=lambda one: -(one.net or one.gain))
@@ -275,7 +320,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         "Written by `python bench/ablations.py --table`. Validation bits per byte of one change each against the "
         "baseline; gains above 0 are better, with 95 % intervals over the seeds. `longer` is the baseline with a "
         "quarter more tokens: it tells what a second is worth, and by that `gain at equal seconds` charges a trick "
-        "for the time that it takes. A trick pays where that is above 0 and the interval excludes 0.",
+        "for the time that it takes. A trick pays where that is above 0 and the interval excludes 0. How much slower a "
+        "step is was measured in turn with the baseline's, where `--steps` did.",
     ]
     for setting, of_setting in by_setting(lines).items():
         named = ", ".join(f"{name} {value}" for name, value in zip(SETTINGS, setting, strict=True))
@@ -318,23 +364,28 @@ def main(config: Config) -> None:
         )
     tokenizer = prepared(config.text or Path(__file__).resolve().parents[2] / "shared/data/prose", config.vocab_size)
     out.parent.mkdir(parents=True, exist_ok=True)
-    for seed in config.seeds:
-        for name in config.tricks:
-            key = json.loads(json.dumps(key_of(config, name, seed)))
-            if any(all(line.get(what) == value for what, value in key.items()) for line in lines):
-                continue
-            with Runtime.start("", config.dtype, seed) as runtime:
+    wanted: list[tuple[int | None, str]] = [(seed, name) for seed in config.seeds for name in config.tricks]
+    if config.steps:
+        wanted = [(None, name) for name in config.tricks if not TRICKS[name].same_work]
+    for seed, name in wanted:
+        key = json.loads(json.dumps(key_of(config, name, seed)))
+        if any(all(line.get(what, "") == value for what, value in key.items()) for line in lines):
+            continue
+        with Runtime.start("", config.dtype, seed or 0) as runtime:
+            if seed is None:
+                found = timed(config, name, tokenizer, runtime)
+                told = f"{name:18} a step takes {found['slower']:.3f} times the baseline's"
+            else:
                 found = run(config, name, seed, tokenizer, runtime)
-                device = runtime.device_name
-            lines.append({**key, **found, "device": device, **hardware.git_facts()})
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
-            print(
-                f"{name:18} seed {seed}: bpb {found['bpb']:.4f}, {found['tokens_per_second']:,.0f} tokens/s", flush=True
-            )
-            gc.collect()
-            if config.compile:
-                torch.compiler.reset()
+                told = f"{name:18} seed {seed}: bpb {found['bpb']:.4f}, {found['tokens_per_second']:,.0f} tokens/s"
+            device = runtime.device_name
+        lines.append({**key, **found, "device": device, **hardware.git_facts()})
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(lines[-1]) + "\n")
+        print(told, flush=True)
+        gc.collect()
+        if config.compile:
+            torch.compiler.reset()
     print(json.dumps(summary(by_setting(lines)[tuple(getattr(config, name) for name in SETTINGS)])))
 
 

@@ -90,6 +90,29 @@ def test_gains_are_paired_by_seed_and_charged_for_their_seconds(bench: ModuleTyp
     assert found["baseline"].gain == found["baseline"].net == 0.0
 
 
+def test_steps_that_were_timed_in_turn_say_what_a_trick_costs(bench: ModuleType) -> None:
+    lines = [line("baseline", 1, 1.7), line("longer", 1, 1.6, 900.0), line("smear", 1, 1.68, 900.0)]
+    lines += [line("backout", 1, 1.69, 150.0)]
+    timed = {"baseline_step_seconds": 0.5, "slower": 1.02}
+    told = [{key: value for key, value in line("smear", 0, 0.0).items() if key not in ("bpb", "seconds", "seed")}]
+    found = {one.trick: one for one in bench.compared(lines + [{**one, "seed": None, **timed} for one in told])}
+    assert [found[name].slower for name in ("baseline", "longer", "smear", "backout")] == [1.0, 1.25, 1.02, 1.5]
+    assert found["baseline"].seconds == 0.5 * 244
+    assert found["smear"].seconds == pytest.approx(0.5 * 244 * 1.02)
+
+
+def test_steps_are_timed_beside_the_baselines(bench: ModuleType, small: Any, tmp_path: Path) -> None:
+    bench.main(small)
+    bench.main(replace(small, steps=True))
+    bench.main(replace(small, steps=True))
+    lines = bench.read_lines(tmp_path / "base" / "bench" / "ablations.jsonl")
+    timed = [one for one in lines if one["seed"] is None]
+    assert [one["trick"] for one in timed] == ["fast", "average"]  # a longer run's steps are the baseline's
+    assert all(one["slower"] > 0 and one["baseline_step_seconds"] > 0 for one in timed)
+    fast = next(one for one in bench.compared(lines) if one.trick == "fast")
+    assert fast.slower == timed[0]["slower"]
+
+
 def test_one_seed_has_no_interval_and_without_longer_nothing_is_charged(bench: ModuleType) -> None:
     found = bench.compared([line("baseline", 1, 1.7), line("smear", 1, 1.8), line("smear", 1, 1.6)])
     assert [one.trick for one in found] == ["baseline", "smear"]
