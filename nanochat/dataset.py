@@ -104,7 +104,8 @@ def read_row_group_array(path: Path, index: int) -> "pyarrow.Array":
     with _open(path) as file:
         try:
             column = file.read_row_group(index, columns=["text"]).column("text")
-            return column.cast(pyarrow.large_string()).fill_null("").combine_chunks()
+            array = column.cast(pyarrow.large_string()).combine_chunks()
+            return array.fill_null("") if array.null_count else array  # filling imports pandas, where it is installed
         except (pyarrow.ArrowException, OSError) as broken:
             raise UserError(f"{path}: row group {index} is unreadable ({broken}); delete it, get it again") from broken
 

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -46,6 +48,23 @@ def test_the_last_shard_is_the_validation_shard_and_the_others_are_of_the_size_a
     assert [sum(row_group_counts(path)) for path in files] == [30, 30, 30, 30, 30, 30, 10, 10]
     assert row_group_counts(files[0]) == [7, 7, 7, 7, 2]
     assert read_row_group(files[0], 4) == ["x" * 100] * 2
+
+
+def test_a_row_without_text_is_an_empty_one(tmp_path: Path) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "shard.parquet")
+    assert read_row_group(tmp_path / "shard.parquet", 0) == ["a", ""]
+
+
+def test_documents_are_read_without_waiting_for_pandas(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b"]}), tmp_path / "shard.parquet")
+    program = (
+        "import json, sys\nfrom pathlib import Path\nfrom nanochat.dataset import read_row_group\n"
+        "print(json.dumps([read_row_group(Path(sys.argv[1]), 0), 'pandas' in sys.modules]))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "shard.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [["a", "b"], False]
 
 
 def test_one_document_still_gives_a_training_and_a_validation_part(base_dir: Path) -> None:
