@@ -74,20 +74,20 @@ class _CausalAttention(torch.autograd.Function):
         wide = dy.float() * logsumexp.unsqueeze(-1).neg().exp()
         along = (wide * y).sum(-1, keepdim=True)
         together = [x.to(q.dtype).contiguous().flatten(0, 1) for x in (wide, along, q * scale, k, v)]  # (BH, T, D)
-        dq, dk, dv = _causal_attention_backward(*together)
+        # Only under torch.compile: the operator's first call imports what that does, 150 MB and some seconds of it.
+        blocks = _causal_attention_operator if torch.compiler.is_compiling() else _causal_attention_backward
+        dq, dk, dv = blocks(*together)
         return (dq * scale).view_as(q), dk.view_as(q), dv.view_as(q)
 
 
-@torch.library.custom_op("nanochat::causal_attention_backward", mutates_args=())
 def _causal_attention_backward(
     dy: torch.Tensor, along: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of q, k and v, each (BH, T, D): the weights are computed again, a block of queries at a time.
 
-    `dy` is divided by each query's sum of weights, `along` (BH, T, 1) is its product with y, q is scaled. An operator
-    of its own, so that torch.compile does not unroll it and fuses what stands around it. Scores are rounded to
-    bfloat16: gradients are off by 0.5 % where attention is spread and by 2.6 % where each query sees little more than
-    one key (torch's: 0.3 % and 1.2 %).
+    `dy` is divided by each query's sum of weights, `along` (BH, T, 1) is its product with y, q is scaled. Scores are
+    rounded to bfloat16: gradients are off by 0.5 % where attention is spread and by 2.6 % where each query sees little
+    more than one key (torch's: 0.3 % and 1.2 %).
     """
     tokens = q.size(1)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(q), torch.empty_like(q)
@@ -110,7 +110,13 @@ def _causal_attention_backward(
     return dq, dk, dv
 
 
-@_causal_attention_backward.register_fake
+_causal_attention_operator = torch.library.custom_op("nanochat::causal_attention_backward", mutates_args=())(
+    _causal_attention_backward
+)
+"""The same for torch.compile, which does not unroll it and fuses what stands around it."""
+
+
+@_causal_attention_operator.register_fake
 def _(
     dy: torch.Tensor, along: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

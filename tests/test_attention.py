@@ -1,5 +1,9 @@
 """Causal attention: our backward beside torch's in float64."""
 
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -51,6 +55,35 @@ def test_short_rows_and_float32_are_torchs(tokens, dtype):
     y = attention.attend(*tensors, None, causal=True)
     assert "CausalAttention" not in type(y.grad_fn).__name__
     assert torch.equal(y, F.scaled_dot_product_attention(*tensors, is_causal=True))
+
+
+def test_compiled_the_blocks_are_one_operator_with_the_same_gradients():
+    from functorch.compile import nop
+    from torch._dynamo.backends.common import aot_autograd
+
+    graphs = []
+
+    def noted(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph.code)
+        return nop(graph, inputs)
+
+    tensors = qkv(512, torch.bfloat16)
+    compiled = torch.compile(attention.attend, backend=aot_autograd(fw_compiler=nop, bw_compiler=noted))
+    found = gradients(tensors, compiled(*tensors, None, causal=True))
+    assert [graph.count("nanochat.causal_attention_backward") for graph in graphs] == [1]
+    for one, other in zip(found, gradients(tensors, attention.attend(*tensors, None, causal=True)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_without_compilation_nothing_of_the_compiler_is_imported():
+    program = (
+        "import sys, torch\nfrom nanochat.attention import attend\n"
+        "q = torch.ones(1, 1, 256, 32, dtype=torch.bfloat16, requires_grad=True)\n"
+        "attend(q, q, q, None, causal=True).sum().backward()\n"
+        "print(q.grad is not None, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
 
 
 def test_a_model_in_bfloat16_has_the_gradients_of_float32():
