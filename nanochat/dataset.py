@@ -30,6 +30,7 @@ from nanochat.tokenizer import get_tokenizer
 from nanochat.tokenizer_base import BaseTokenizer
 
 if TYPE_CHECKING:
+    import numpy.typing
     import pyarrow
     import pyarrow.parquet
 
@@ -108,6 +109,13 @@ def read_row_group_array(path: Path, index: int) -> "pyarrow.Array":
             return array.fill_null("") if array.null_count else array  # filling imports pandas, where it is installed
         except (pyarrow.ArrowException, OSError) as broken:
             raise UserError(f"{path}: row group {index} is unreadable ({broken}); delete it, get it again") from broken
+
+
+def taken(texts: "pyarrow.Array", rows: "numpy.typing.NDArray[numpy.int64]") -> "pyarrow.Array":
+    """These elements in this order. From numpy's numbers pyarrow would make a detour by pandas."""
+    import pyarrow
+
+    return texts.take(pyarrow.Array.from_buffers(pyarrow.int64(), len(rows), [None, pyarrow.py_buffer(rows)]))
 
 
 def text_bytes(split: Split, source: str | None = None) -> int:

@@ -89,7 +89,8 @@ class Documents:
             mine = turns.between(position, behind)
             if len(mine):
                 path, group, _ = self.groups[order[place]]
-                texts = dataset.read_row_group_array(path, group).take(self._rows(epoch, order[place])[mine - begin])
+                rows = self._rows(epoch, order[place])[mine - begin]
+                texts = dataset.taken(dataset.read_row_group_array(path, group), rows)
                 stops = [*mine[CHUNK_DOCUMENTS::CHUNK_DOCUMENTS].tolist(), behind]
                 for number, stop in enumerate(stops):
                     some = texts.slice(number * CHUNK_DOCUMENTS, CHUNK_DOCUMENTS)
