@@ -386,7 +386,7 @@ def main(config: Config) -> None:
         gc.collect()
         if config.compile:
             torch.compiler.reset()
-    print(json.dumps(summary(by_setting(lines)[tuple(getattr(config, name) for name in SETTINGS)])))
+    print(json.dumps(summary(by_setting(lines).get(tuple(getattr(config, name) for name in SETTINGS), []))))
 
 
 if __name__ == "__main__":

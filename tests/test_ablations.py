@@ -101,7 +101,11 @@ def test_steps_that_were_timed_in_turn_say_what_a_trick_costs(bench: ModuleType)
     assert found["smear"].seconds == pytest.approx(0.5 * 244 * 1.02)
 
 
-def test_steps_are_timed_beside_the_baselines(bench: ModuleType, small: Any, tmp_path: Path) -> None:
+def test_steps_are_timed_beside_the_baselines(
+    bench: ModuleType, small: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.main(replace(small, steps=True, tricks=("baseline", "longer")))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["figures"] == {}  # there is nothing to time
     bench.main(small)
     bench.main(replace(small, steps=True))
     bench.main(replace(small, steps=True))
