@@ -3,6 +3,7 @@
 import json
 import platform
 import random
+from pathlib import Path
 
 import numpy
 import psutil
@@ -95,6 +96,25 @@ def test_auto_is_bfloat16_only_where_it_is_fast(
     monkeypatch.setattr(room, "_cpu_multiplies_bfloat16", lambda: fast)
     assert pick_dtype("auto", torch.device(device)) == expected
     assert pick_dtype("bfloat16", torch.device(device)) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("vendor", "flags", "fast"),
+    [
+        ("GenuineIntel", "fpu avx512_bf16 amx_bf16", True),
+        ("GenuineIntel", "fpu avx512_bf16 avx512_fp16", False),  # AMX hidden: bfloat16 is the slower one
+        ("AuthenticAMD", "fpu avx2 avx512_bf16", True),
+        ("AuthenticAMD", "fpu avx2", False),
+    ],
+)
+def test_a_cpu_is_asked_whether_it_multiplies_bfloat16_fast(
+    vendor: str, flags: str, fast: bool, tmp_path: Path
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cores = [f"processor\t: {core}\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n" for core in range(2)]
+    cpuinfo.write_text("\n".join(cores), encoding="utf-8")
+    assert room._cpu_multiplies_bfloat16(cpuinfo) == fast
+    assert not room._cpu_multiplies_bfloat16(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((8, 0), torch.bfloat16), ((7, 5), torch.float32)])
