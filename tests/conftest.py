@@ -24,6 +24,14 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture
+def hub(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The real data sets, and no way to anywhere else."""
+    monkeypatch.setenv("NANOCHAT_HUB_DIR", str(shared_data / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return shared_data / "hub"
+
+
 @pytest.fixture(scope="session")
 def made_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base directory with text and a tokenizer."""
