@@ -92,7 +92,7 @@ def _attempt(
             total, announced = _receive(url, response, part, have, on_bytes)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol) as mistake:
         raise UserError(f"{url} is no address to download from: {mistake}") from mistake
-    except (httpx.TransportError, httpx.TooManyRedirects) as failure:
+    except httpx.RequestError as failure:
         raise UnfinishedError(str(failure) or type(failure).__name__) from failure
     got = part.stat().st_size
     for expected in (size, total):
@@ -130,7 +130,7 @@ def _receive(
             "NANOCHAT_BASE_DIR to a folder on a larger disk"
         )
     with part.open("ab" if resumed else "wb") as file:
-        for chunk in response.iter_bytes(CHUNK_BYTES):
+        for chunk in response.iter_raw(CHUNK_BYTES):  # as they come: what a server says of packing is not believed
             file.write(chunk)
             on_bytes(len(chunk))
         file.flush()
@@ -179,7 +179,7 @@ def fetch_json(url: str, attempts: int = 5, sleep: Callable[[float], None] = tim
             response = httpx.get(url, follow_redirects=True, timeout=30.0)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as mistake:
             raise UserError(f"{url} is no address to ask: {mistake}") from mistake
-        except (httpx.TransportError, httpx.TooManyRedirects) as failure:
+        except httpx.RequestError as failure:
             reason = str(failure) or type(failure).__name__
             continue
         if response.status_code in RETRIED:

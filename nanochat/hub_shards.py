@@ -10,8 +10,9 @@ import json
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,10 +103,19 @@ def fetch_shards(
 ) -> list[Path]:
     """Fetch `wanted`, the first of them alone before the others; `check` looks at each file that has come."""
     folder = paths.data_dir(source_name(source))
+    stopped = threading.Event()
+
+    def go_on(count: int) -> None:
+        if stopped.is_set():
+            raise CancelledError
+
+    def wait(seconds: float) -> None:
+        if stopped.wait(seconds):
+            raise CancelledError
 
     def fetch(shard: Shard) -> Path:
         path = folder / shard.name
-        download(shard.url, path, sha256=shard.sha256, size=shard.size)
+        download(shard.url, path, sha256=shard.sha256, size=shard.size, sleep=wait, on_bytes=go_on)
         check(path)
         on_progress(path)
         return path
@@ -120,7 +130,8 @@ def fetch_shards(
         waiting = [pool.submit(fetch, shard) for shard in wanted[1:]]
         try:
             files += [done.result() for done in as_completed(waiting)]
-        except BaseException:
+        except BaseException:  # Ctrl-C too: what is on its way ends where it is, and is continued next time
+            stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
     return sorted(files)

@@ -29,26 +29,32 @@ def write_shards(
 
     Every twentieth document goes to the validation shard, until that is as long as a shard. Of fewer than twenty
     documents each gives its last tenth, so that even one document has a training and a validation part.
-    Empty documents are left out. Raises UserError when nothing is left.
+    Empty documents are left out. Of several writers of one source each waits for the one before. Raises UserError when
+    nothing is left.
     """
+    from filelock import FileLock
+
     if not re.fullmatch(r"[\w-][\w.-]*", source):
         raise UserError(f"--source={source} cannot be a folder's name: use letters, digits, '-', '_' and '.'")
     target = paths.data_dir(source)
     part = target.with_name(f".{source}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        writer, validation = _Shards(part, shard_chars, row_group_rows), list[str]()
-        _deal((text for text in documents if text.strip()), writer, validation, shard_chars)
-        if not validation or not writer.documents:
-            raise UserError(f"no text for {source!r}: a corpus needs at least one document of two characters")
-        writer.end_shard()
-        for text in validation:
-            writer.add(text, may_split=False)
-        writer.end_shard()
-        _swap(part, target)
-    finally:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_name(f".{source}.lock")):
+        _put_back(target)
         shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        try:
+            writer, validation = _Shards(part, shard_chars, row_group_rows), list[str]()
+            _deal((text for text in documents if text.strip()), writer, validation, shard_chars)
+            if not validation or not writer.documents:
+                raise UserError(f"no text for {source!r}: a corpus needs at least one document of two characters")
+            writer.end_shard()
+            for text in validation:
+                writer.add(text, may_split=False)
+            writer.end_shard()
+            _swap(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return sorted(target.glob("*.parquet"))
 
 
@@ -122,6 +128,13 @@ class _Shards:
         self._writer.write_table(table, row_group_size=len(self._rows))
         self._shard_chars += self._row_chars
         self._rows, self._row_chars = [], 0
+
+
+def _put_back(target: Path) -> None:
+    """Undo half a swap, where a kill left it."""
+    old = target.with_name(f".{target.name}.old")
+    if (old.is_symlink() or old.exists()) and not (target.is_symlink() or target.exists()):
+        old.rename(target)
 
 
 def _swap(part: Path, target: Path) -> None:

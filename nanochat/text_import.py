@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -67,7 +68,8 @@ def import_documents(files: Iterable[Path], counts: Imported) -> Iterator[str]:
     seen: set[bytes] = set()
     for path in files:
         if path != STDIN and path.stat().st_size == 0:
-            raise UserError(f"{path} is empty")
+            counts.empty += 1
+            continue
         try:
             for text in _documents(path, counts):
                 digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
@@ -164,7 +166,7 @@ def _jsonl_rows(path: Path, file: Iterable[bytes], counts: Imported) -> Iterator
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as broken:
+        except (ValueError, RecursionError) as broken:  # plain ones: an integer of 5,000 digits, 100,000 brackets
             raise UserError(f"{path} line {number} is no JSON: {broken}") from broken
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
@@ -201,6 +203,8 @@ def _lines_joined(path: Path, raw: bytes, counts: Imported) -> Iterator[str]:
 
 def _repaired(text: str, counts: Imported) -> str:
     """`text` without the lone surrogates that JSON can spell and UTF-8 cannot."""
-    lone = sum("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else 0
+    if text.isascii():
+        return text
+    repaired, lone = re.subn("[\ud800-\udfff]", "\ufffd", text)
     counts.replaced += lone
-    return text.encode("utf-8", "replace").decode("utf-8") if lone else text
+    return repaired

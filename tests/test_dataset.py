@@ -4,6 +4,8 @@ import gzip
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow
@@ -68,6 +70,40 @@ def test_documents_are_read_without_waiting_for_pandas(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == [["b", "a"], False]
 
 
+def test_what_a_kill_left_of_a_source_half_replaced_is_put_back(base_dir: Path) -> None:
+    """The next import used to delete it, whatever became of that import."""
+    write_shards(["the old text of this source"], "own")
+    folder = paths.data_dir("own")
+    folder.rename(folder.with_name(".own.old"))
+    with pytest.raises(UserError, match="no text for 'own'"):
+        write_shards([], "own")
+    assert "".join(iterate_documents("train", "own")).startswith("the old")
+    write_shards(["the new text of this source"], "own")
+    assert "".join(iterate_documents("train", "own")).startswith("the new")
+
+
+def test_of_two_imports_into_one_source_the_second_waits(base_dir: Path) -> None:
+    """It used to delete the first one's half-written shards."""
+    began, go = threading.Event(), threading.Event()
+
+    def slow_texts() -> Iterator[str]:
+        began.set()
+        assert go.wait(60)
+        yield "the first text of this source"
+
+    first = threading.Thread(target=write_shards, args=(slow_texts(), "own"))
+    second = threading.Thread(target=write_shards, args=(["the second text of this source"], "own"))
+    first.start()
+    assert began.wait(60)
+    second.start()
+    second.join(0.2)
+    assert second.is_alive()
+    go.set()
+    first.join()
+    second.join()
+    assert "".join(iterate_documents("train", "own")).startswith("the second")
+
+
 def test_one_document_still_gives_a_training_and_a_validation_part(base_dir: Path) -> None:
     text = " ".join(f"word{i}" for i in range(1000))
     write_shards([text], "book")
@@ -105,7 +141,7 @@ def test_a_corpus_without_text_is_refused_and_leaves_what_was_there(base_dir: Pa
     with pytest.raises(UserError, match="no text for 'own'"):
         write_shards(["", "   "], "own")
     assert documents_of("own") == before
-    assert [p.name for p in paths.data_dir().iterdir()] == ["own"]
+    assert {p.name for p in paths.data_dir().iterdir()} == {"own", ".own.lock"}
 
 
 def test_a_failure_on_the_way_leaves_what_was_there(base_dir: Path) -> None:
@@ -118,7 +154,7 @@ def test_a_failure_on_the_way_leaves_what_was_there(base_dir: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_shards(broken(), "own", shard_chars=100)
     assert documents_of("own")[0] == ["one two "]
-    assert [p.name for p in paths.data_dir().iterdir()] == ["own"]
+    assert {p.name for p in paths.data_dir().iterdir()} == {"own", ".own.lock"}
 
 
 def test_the_default_source_is_the_public_one_else_the_only_one_else_a_question(base_dir: Path) -> None:

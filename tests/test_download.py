@@ -3,6 +3,8 @@
 import hashlib
 import random
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -110,6 +112,7 @@ BEHAVIOURS: dict[str, Callable[[BaseHTTPRequestHandler, int], None]] = {
     "other bytes": lambda handler, begin: answer(handler, 0, content=bytes(len(CONTENT))),
     "announces": lambda handler, begin: answer(handler, begin, X_Linked_Etag=f'"{SHA256}"'),
     "announces another": lambda handler, begin: answer(handler, begin, X_Linked_Etag=f'"{"0" * 64}"'),
+    "says it is packed": lambda handler, begin: answer(handler, begin, Content_Encoding="gzip"),
     "moved": status(302, Location="/elsewhere.bin"),
 }
 
@@ -214,6 +217,13 @@ def test_wrong_bytes_are_thrown_away_and_fetched_anew(server: Server, tmp_path: 
     assert server.ranges == [None, None]
 
 
+def test_a_server_that_calls_its_bytes_packed_is_not_believed(server: Server, tmp_path: Path) -> None:
+    """It used to end with a traceback of the library that unpacks."""
+    path, _ = fetch(server, tmp_path, "says it is packed", sha256=SHA256)
+    assert_whole(path)
+    assert server.ranges == [None]
+
+
 def test_a_checksum_that_never_fits_is_an_error_and_leaves_no_file(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"in 3 attempts \(the checksum is .*, expected 1111"):
         fetch(server, tmp_path, sha256="1" * 64, attempts=3)
@@ -248,12 +258,12 @@ def test_an_address_that_is_none_is_said_to_be_none(tmp_path: Path) -> None:
         download("nowhere/file.bin", tmp_path / "file.bin")
 
 
-def test_of_several_that_want_one_file_one_fetches_it(server: Server, tmp_path: Path) -> None:
-    threads = [threading.Thread(target=fetch, args=(server, tmp_path)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+def test_of_several_processes_that_want_one_file_one_fetches_it(server: Server, tmp_path: Path) -> None:
+    program = "import sys\nfrom pathlib import Path\nfrom nanochat.download import download\n"
+    program += "download(sys.argv[1], Path(sys.argv[2]))"
+    command = [sys.executable, "-c", program, server.url, str(tmp_path / "deep" / "file.bin")]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert_whole(tmp_path / "deep" / "file.bin")
     assert server.ranges == [None]
 

@@ -5,10 +5,12 @@ import json
 import random
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow
@@ -17,7 +19,7 @@ import pytest
 
 from nanochat import dataset, hub_shards, paths
 from nanochat.command import UserError
-from nanochat.hub_shards import HUB_LAST_SHARD, fetch_shards, list_shards, missing
+from nanochat.hub_shards import HUB_LAST_SHARD, HUB_SOURCE, Shard, fetch_shards, list_shards, missing
 
 
 def parquet(text: str) -> bytes:
@@ -129,6 +131,33 @@ def test_a_failing_fetch_of_one_shard_ends_the_command_and_keeps_the_others(hub:
     with pytest.raises(UserError, match=r"shard_00001\.parquet: the server answered 404"):
         dataset.main(dataset.Config(num_files=2, num_workers=1))
     assert [path.name for path in dataset.list_parquet_files()] == ["shard_00000.parquet", "shard_01822.parquet"]
+
+
+def test_ctrl_c_ends_what_is_on_its_way(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to wait for every shard in flight to be whole."""
+    on_its_way, ended = threading.Event(), []
+
+    def fetched(
+        url: str, path: Path, on_bytes: Callable[[int], None], sleep: Callable[[float], None], **given: Any
+    ) -> None:
+        if path.name == "shard_00001.parquet":
+            assert on_its_way.wait(60)
+            raise KeyboardInterrupt
+        if path.name == "shard_00002.parquet":
+            on_its_way.set()
+            try:
+                sleep(60.0)
+            except CancelledError:
+                with pytest.raises(CancelledError):
+                    on_bytes(1)
+                ended.append(path.name)
+                raise
+
+    monkeypatch.setattr(hub_shards, "download", fetched)
+    wanted = [Shard(f"shard_{number:05d}.parquet", "url", None, None) for number in (9, 1, 2, 3)]
+    with pytest.raises(KeyboardInterrupt):
+        fetch_shards(HUB_SOURCE, wanted, workers=2)
+    assert ended == ["shard_00002.parquet"]
 
 
 def test_any_data_set_of_the_hub_is_listed_checked_and_pinned(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:

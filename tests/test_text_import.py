@@ -47,7 +47,7 @@ def test_jsonl_gives_a_document_a_line_and_lone_surrogates_are_repaired(tmp_path
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "one"}\n\n{"text": "t\\ud800wo"}\n{"text": ""}\n', encoding="utf-8")
     documents, counts = read(path)
-    assert documents == ["one", "t?wo"]
+    assert documents == ["one", "t\ufffdwo"]
     assert counts == Imported(documents=2, characters=7, empty=1, replaced=1)
 
 
@@ -120,10 +120,19 @@ def test_a_folder_gives_its_known_files_in_order_without_hidden_ones(tmp_path: P
     assert [p.name for p in list_text_files([tmp_path, tmp_path / "b.txt"])] == ["a.md", "b.txt", "c.jsonl"]
 
 
+def test_an_empty_file_is_counted_and_stops_nothing(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "one"), ("b.txt", ""), ("c.parquet", "")):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    counts = Imported()
+    assert list(import_documents(list_text_files([tmp_path]), counts)) == ["one"]
+    assert counts.empty == 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", b"", "a.txt is empty"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", r"a.jsonl line 1 is no JSON: Exceeds the limit"),
+        ("a.jsonl", b"[" * 100_000, "a.jsonl line 1 is no JSON"),
         ("a.txt", "hello".encode("utf-16"), "a.txt is UTF-16"),
         ("a.jsonl", b'{"text": "x"}\n{"text": \n', "a.jsonl line 2 is no JSON"),
         ("a.jsonl", b'{"content": "x"}\n', "a.jsonl line 1 has no field 'text'.*it has content"),
