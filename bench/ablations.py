@@ -247,7 +247,8 @@ class Found:
     """A trick against the baseline of the same settings and seeds. Gains are in bpb, above 0 where it is better."""
 
     trick: str
-    seeds: int
+    by_seed: dict[int, float]
+    """Its bpb by seed."""
     bpb: float
     gain: float
     half_width: float | None
@@ -263,8 +264,8 @@ class Found:
         interval = "" if self.half_width is None else f" ± {self.half_width:.4f}"
         net = "-" if self.net is None else f"{self.net:+.4f}"
         return [
-            self.trick, str(self.seeds), f"{self.bpb:.4f}", f"{self.gain:+.4f}{interval}", f"{self.seconds:.0f}",
-            f"{self.slower:.3f}", net, f"{1000 * self.gain / self.seconds:+.3f}",
+            self.trick, ", ".join(f"{bpb:.4f}" for bpb in self.by_seed.values()), f"{self.gain:+.4f}{interval}",
+            f"{self.seconds:.0f}", f"{self.slower:.3f}", net, f"{1000 * self.gain / self.seconds:+.3f}",
         ]  # fmt: skip
 
 
@@ -289,7 +290,7 @@ def compared(lines: list[dict[str, Any]]) -> list[Found]:
             continue
         gains = [baseline[s]["bpb"] - of_trick[s]["bpb"] for s in seeds]
         half = STUDENT_95.get(len(seeds), 1.96) * stdev(gains) / math.sqrt(len(seeds)) if len(seeds) > 1 else None
-        gain, bpb = mean(gains), mean(of_trick[s]["bpb"] for s in seeds)
+        by_seed = {s: of_trick[s]["bpb"] for s in seeds}
         if timings and (trick in timings or TRICKS[trick].same_work):
             slower = TRICKS[trick].longer * (timings[trick]["slower"] if trick in timings else 1.0)
             steps = of_trick[seeds[0]]["tokens"] // of_trick[seeds[0]]["total_batch_size"]
@@ -297,8 +298,9 @@ def compared(lines: list[dict[str, Any]]) -> list[Found]:
         else:
             slower = median(of_trick[s]["seconds"] / baseline[s]["seconds"] for s in seeds)
             seconds = median(of_trick[s]["seconds"] for s in seeds)
+        gain = mean(gains)
         net = None if slope is None else gain - slope * math.log(slower)
-        found.append(Found(trick, len(seeds), bpb, gain, half, seconds, slower, net))
+        found.append(Found(trick, by_seed, mean(by_seed.values()), gain, half, seconds, slower, net))
     first = [one for one in found if one.trick == "baseline"]
     return first + sorted((one for one in found if one.trick != "baseline"), key=lambda one: -(one.net or one.gain))
 
@@ -313,7 +315,7 @@ def by_setting(lines: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], list[di
 
 def table(lines: list[dict[str, Any]]) -> str:
     """`dev/ABLATIONS.md`."""
-    head = ["trick", "seeds", "bpb", "gain", "seconds", "slower", "gain at equal seconds", "gain per 1000 s"]
+    head = ["trick", "bpb by seed", "gain", "seconds", "slower", "gain at equal seconds", "gain per 1000 s"]
     text = [
         "# Ablations",
         "",

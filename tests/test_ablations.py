@@ -125,10 +125,14 @@ def test_one_seed_has_no_interval_and_without_longer_nothing_is_charged(bench: M
 
 
 def test_the_table_has_a_part_for_every_setting(bench: ModuleType) -> None:
-    text = bench.table([line("baseline", 1, 1.7), line("smear", 1, 1.6), line("baseline", 1, 1.5, depth=8)])
+    lines = [line("baseline", 1, 1.7), line("smear", 1, 1.6), line("baseline", 2, 1.8), line("smear", 2, 1.75)]
+    text = bench.table([*lines, line("baseline", 1, 1.5, depth=8)])
+    assert "\n| smear | 1.6000, 1.7500 | +0.0750 ± " in text
     assert text.count("\n## ") == 2
     assert "## depth 8, vocab_size 8192" in text
-    assert "| smear | 1 | 1.6000 | +0.1000 | 100 | 1.000 | - | +1.000 |" in text
+    assert bench.table([line("baseline", 1, 1.7), line("smear", 1, 1.6)]).endswith(
+        "\n| smear | 1.6000 | +0.1000 | 100 | 1.000 | - | +1.000 |"
+    )
 
 
 def test_wrong_flags_are_refused_in_one_sentence(bench: ModuleType, small: Any, tmp_path: Path) -> None:
