@@ -36,20 +36,20 @@ Tensors = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Keep:
-    """Which steps stay besides the best by validation bpb: the newest `last` (0: all of them), and all multiples of
-    `every` (0: none)."""
+    """Which steps stay besides the best by validation bpb: the `last` that were written last (0: all of them), and all
+    multiples of `every` (0: none)."""
 
     last: int = 0
     every: int = 0
 
     def stays(self, bpb_by_step: Mapping[int, float | None]) -> set[int]:
-        """The steps to keep, of those that are there with what each measured."""
+        """The steps to keep, of those that are there with what each measured, the one written last first."""
         if self.last <= 0:
             return set(bpb_by_step)
         measured = {step: bpb for step, bpb in bpb_by_step.items() if bpb is not None}
         best = {min(measured, key=lambda step: (measured[step], -step))} if measured else set()
         spaced = {step for step in bpb_by_step if self.every > 0 and step % self.every == 0}
-        return best | spaced | set(sorted(bpb_by_step)[-self.last :])
+        return best | spaced | set(list(bpb_by_step)[: self.last])
 
 
 class CheckpointWriter:

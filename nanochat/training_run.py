@@ -128,13 +128,16 @@ class Progress:
         )
 
 
-def saved_rows(folder: Path) -> int | None:
-    """Rows per micro-batch of the run that saved into `folder`: one that goes on takes as many, for the same bits."""
-    steps = steps_of(folder)
-    if not steps:
-        return None
-    meta = json.loads((steps[max(steps)] / "meta.json").read_text(encoding="utf-8"))
-    return int(meta["plan"]["device_batch_size"])
+def saved_rows(folder: Path, step: int | None = None) -> int | None:
+    """Rows per micro-batch of the run that saved `step`, or the last one that can be read, into `folder`.
+
+    A run that goes on takes as many, for the same bits.
+    """
+    for number, path in steps_of(folder).items():
+        if step in (None, number):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return int(json.loads((path / "meta.json").read_text(encoding="utf-8"))["plan"]["device_batch_size"])
+    return None
 
 
 def clock(seconds: float) -> str:
@@ -163,6 +166,13 @@ class Run:
     writer: CheckpointWriter = field(default_factory=CheckpointWriter)
     stop: StopRequest | None = None
     rolled_back_to: int | None = None
+    own: set[int] | None = field(default_factory=set)
+    """Steps that a run that began anew has saved; None: it goes on from a former one, and all in the folder are its."""
+
+    @property
+    def over(self) -> bool:
+        """Whether no step is left."""
+        return self.progress.step >= self.plan.num_iterations
 
     @property
     def folder(self) -> Path:
@@ -189,7 +199,7 @@ class Run:
         Inside, SIGTERM and Ctrl-C are requests to stop; it is left when the last checkpoint is on the disk.
         """
         metrics = MetricLog(self.metrics_path, flags.run, flags.tensorboard)
-        metrics.truncate_after(self.progress.step)
+        metrics.truncate_after(-1 if self.own is not None else self.progress.step)
         # a rank that waits for a dead one never comes to its next step, and torchrun takes so long to kill it
         patience = int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30"))
         deadline = max(1, patience - 5) if self.runtime.world_size > 1 else None
@@ -200,7 +210,10 @@ class Run:
                 self.writer.wait()
 
     def take_up(self, flags: RunFlags) -> list[str]:
-        """Go on from the checkpoint that the flags ask for; what there is to say about it. Every rank must call it."""
+        """Go on from the checkpoint that the flags ask for; what there is to say about it. Every rank must call it.
+
+        With `resume` a run that has come to its end is `over` and no mistake: a command may be repeated.
+        """
         self.keep = Keep(flags.keep_last, flags.keep_every)
         if flags.resume and flags.resume_from_step is not None:
             raise UserError(
@@ -212,13 +225,18 @@ class Run:
         found = self._find(flags.resume_from_step)
         if found is None:
             return [f"no checkpoint in {self.folder} yet: beginning anew"]
-        self.resume(found)
         skipped = [f"passed over {complaint}" for complaint in found.skipped]
+        self.own = None
+        if flags.resume and found.step == self.plan.num_iterations:
+            self._refuse_another(found)
+            self.progress.step = found.step
+            return [*skipped, f"{found.folder} is this run's end: nothing is left to do"]
+        self.resume(found)
         return [*skipped, f"going on from {found.folder}"]
 
     def stop_asked(self) -> bool:
         """Whether any rank was asked to stop before the last step. Every rank must call it."""
-        if self.progress.step >= self.plan.num_iterations:
+        if self.over:
             return False
         [asked] = self.runtime.sum_over_ranks(float(self.stop is not None and self.stop.asked))
         return asked > 0
@@ -233,14 +251,14 @@ class Run:
         return self.guard.judge(loss, gradient_norm)
 
     def roll_back(self, metrics: MetricLog) -> str:
-        """Back to the last checkpoint, and what to say about it. Every rank must call it.
+        """Back to the run's last checkpoint, and what to say about it. Every rank must call it.
 
         Raises UserError where there is none, or where the run has been before.
         """
         step, found = self.progress.step, self._find(None)
         what = f"the {self.guard.in_a_row} steps up to {step} gave a loss or gradient that is not finite"
         advice = "lower the learning rates, or try --dtype=float32"
-        if found is None:
+        if found is None or (self.own is not None and found.step not in self.own):  # of a former run under this tag
             raise UserError(f"{what}, and there is no checkpoint to go back to: {advice}, with --save_every")
         if found.step == self.rolled_back_to:
             raise UserError(f"{what}, again after going back to step {found.step}: {advice}")
@@ -258,6 +276,8 @@ class Run:
         if self.guard.in_a_row and measured and self.progress.step < self.plan.num_iterations:
             return
         optimizer_state = self.optimizer.state_dict()
+        if self.own is not None:
+            self.own.add(self.progress.step)
         ranks = self.runtime.gather_objects({"loader": self.loader.state_dict(), "random": random_states(self.runtime)})
         if not self.runtime.is_main:
             return
@@ -288,11 +308,24 @@ class Run:
                 f"step {checkpoint.step} is not before this run's last, {self.plan.num_iterations}: nothing is left to "
                 "do; --num_iterations gives it more"
             )
+        self._refuse_another(checkpoint)
         state = load_state(checkpoint)
         ranks, averages, guard = state["ranks"], state["progress"], state["guard"]
         assert isinstance(ranks, list), "state.json holds no ranks"
         assert isinstance(averages, dict), "state.json holds no progress"
         assert isinstance(guard, dict), "state.json holds no guard"
+        self.model.load_state_dict(load_tensors(checkpoint.folder / "model.safetensors", self.runtime.device))
+        self.optimizer.load_state_dict(load_tensors(checkpoint.folder / "optim.safetensors", torch.device("cpu")))
+        self.loader.load_state_dicts([rank["loader"] for rank in ranks])
+        restore_random_states(ranks[self.runtime.rank % len(ranks)]["random"], self.runtime)
+        self.guard.restore(guard)
+        self.progress.step = checkpoint.step
+        self.started_at = checkpoint.step if averages["measured"] else checkpoint.step - 1
+        self.progress.train_seconds = averages["train_seconds"]
+        self.progress.smooth_loss = averages["smooth_loss"]
+
+    def _refuse_another(self, checkpoint: Checkpoint) -> None:
+        """Raise UserError where a checkpoint is of another model than this run's, or made with another tokenizer."""
         theirs, ours = checkpoint.config().to_dict(), self.model.config.to_dict()
         differing = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if theirs[name] != ours[name]]
         if differing:
@@ -305,15 +338,6 @@ class Run:
                 f"{checkpoint.folder} was trained with another tokenizer than the one in {paths.tokenizer_dir()}; "
                 "put that one back or start again without --resume"
             )
-        self.model.load_state_dict(load_tensors(checkpoint.folder / "model.safetensors", self.runtime.device))
-        self.optimizer.load_state_dict(load_tensors(checkpoint.folder / "optim.safetensors", torch.device("cpu")))
-        self.loader.load_state_dicts([rank["loader"] for rank in ranks])
-        restore_random_states(ranks[self.runtime.rank % len(ranks)]["random"], self.runtime)
-        self.guard.restore(guard)
-        self.progress.step = checkpoint.step
-        self.started_at = checkpoint.step if averages["measured"] else checkpoint.step - 1
-        self.progress.train_seconds = averages["train_seconds"]
-        self.progress.smooth_loss = averages["smooth_loss"]
 
     def _find(self, step: int | None) -> Checkpoint | None:
         """What the first rank finds, so that all go on from the same; None where nothing was ever saved."""

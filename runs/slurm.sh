@@ -11,9 +11,10 @@
 #SBATCH --output=nanochat-%j.log
 # The same under Slurm, which starts one torchrun on every machine of the job:
 #   NANOCHAT_BASE_DIR=/shared/nanochat sbatch --nodes=4 runs/slurm.sh --depth=26 --device_batch_size=16
-# A minute before the time is up every rank gets SIGTERM, saves at its next step and ends (torchrun leaves it 30 seconds
+# A minute before the time is up every rank gets SIGTERM, saves at its next step and ends (torchrun leaves it 50 seconds
 # for that); the same sbatch again goes on from there. A job that Slurm puts back into the queue goes on by itself.
 set -euo pipefail
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-50}"
 cd "${SLURM_SUBMIT_DIR:?start this with sbatch}"
 
 HOSTS="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"

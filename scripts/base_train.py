@@ -125,7 +125,7 @@ def plan_of(config: Config, model_config: GPTConfig, runtime: Runtime, folder: P
         return plan(config.device_batch_size, config.total_batch_size)
     one_row = plan(1, config.total_batch_size)
     resumes = config.resume or config.resume_from_step is not None
-    rows = saved_rows(folder) if resumes else None
+    rows = saved_rows(folder, config.resume_from_step) if resumes else None
     if rows is None or one_row.grad_accum_steps % rows:
         rows = auto_rows(model_config, one_row.grad_accum_steps, runtime, config.activation_checkpointing)
     return plan(rows, one_row.total_batch_size)
@@ -168,6 +168,8 @@ def main(config: Config) -> None:
         run.notes["peak_flops"] = run.progress.peak_flops
         for line in run.take_up(config):
             print0(line)
+        if run.over:
+            return
         engine = Engine(model, tokenizer)
 
         with run.open(config) as metrics:

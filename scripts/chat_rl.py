@@ -93,6 +93,8 @@ def main(config: Config) -> None:
             return
         for line in run.take_up(config):
             print0(line)
+        if run.over:
+            return
         measured: dict[int, dict[int, float]] = {}
 
         with run.open(config) as metrics:

@@ -88,6 +88,8 @@ def main(config: Config) -> None:
         test = load_mixture(config.tasks, "test", (), config.seed) if config.tasks else train
         for line in run.take_up(config):
             print0(line)
+        if run.over:
+            return
 
         with run.open(config) as metrics:
             while True:

@@ -40,7 +40,7 @@ def test_the_first_signal_is_a_request(which: signal.Signals) -> None:
 def test_a_later_signal_ends_at_once_also_where_python_does_nothing(
     which: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals, "SAME_REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr(signals, "TYPED_SECONDS", 0.0)
 
     def work() -> None:
         heard = threading.Event()
@@ -55,18 +55,28 @@ def test_a_later_signal_ends_at_once_also_where_python_does_nothing(
     assert ending_of(work) == code
 
 
-def test_one_signal_that_comes_twice_is_one_request() -> None:
-    """Launchers and schedulers pass it on along several ways."""
+@pytest.mark.parametrize(("launcher", "code"), [("TORCHELASTIC_RUN_ID", 7), ("SLURM_JOB_ID", 7), (None, 130)])
+def test_a_launchers_signal_that_comes_twice_is_one_request_and_a_typed_one_two(
+    launcher: str | None, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launchers pass it on along several ways. A second Ctrl-C of a hand within a second used to be lost."""
+    monkeypatch.setattr(signals, "TYPED_SECONDS", 0.0)
+    monkeypatch.setattr(signals, "PASSED_ON_SECONDS", 600.0)
+    for name in ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID"):
+        monkeypatch.delenv(name, raising=False)
+    if launcher:
+        monkeypatch.setenv(launcher, "1")
 
     def work() -> None:
         heard = threading.Event()
         with StopRequest(heard.set):
-            for _ in range(3):
-                os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
             heard.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(0.5 if launcher else 60)
         os._exit(7)
 
-    assert ending_of(work) == 7
+    assert ending_of(work) == code
 
 
 def test_who_does_not_come_to_the_next_step_in_time_is_ended() -> None:

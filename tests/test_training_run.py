@@ -23,7 +23,7 @@ from nanochat.log import read_metrics
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.rollout import PromptOrder
 from nanochat.training import accumulate
-from nanochat.training_run import Progress, Run, clock
+from nanochat.training_run import Progress, Run, clock, saved_rows
 from scripts import base_train, chat_sft
 
 # --- when ---------------------------------------------------------------------------------------------------------
@@ -442,6 +442,54 @@ def test_a_fault_that_comes_again_after_going_back_ends_the_run(base: Path, monk
         UserError, match=r"the 5 steps up to 8 .* there is no checkpoint to go back to: lower .* --save"
     ):
         pretrain("unsaved", num_iterations=10, save_every=0)
+
+
+def test_a_run_begun_anew_never_goes_back_to_a_former_ones_checkpoint(
+    base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It used to go on from the step that the former run under its tag had saved last."""
+    pretrain("again", num_iterations=8, save_every=4)
+    with monkeypatch.context() as patch:
+        lose({1, 2, 3, 4, 5}, patch)
+        with pytest.raises(UserError, match=r"the 5 steps up to 6 .* there is no checkpoint to go back to"):
+            pretrain("again", num_iterations=10, save_every=9, seed=7)
+    pretrain("again", num_iterations=8, save_every=4, keep_last=1, seed=7)
+    zeros = [r for r in read_metrics(paths.checkpoints_dir("base", "again") / "metrics.jsonl") if r["step"] == 0]
+    assert len(zeros) == 1  # the former run's measurement before its first step stayed
+    lose({5, 6, 7, 8, 9}, monkeypatch)
+    pretrain("again", num_iterations=11, save_every=4, seed=7)
+    assert "not finite: back to " in (said := capsys.readouterr().out)
+    assert "again/step_000004" in said  # its own, of course
+
+
+def test_to_resume_a_run_that_has_ended_is_no_mistake(base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A recipe whose second stage failed is repeated whole, and a supervisor starts what has ended again."""
+    pretrain("ended")
+    last = paths.checkpoints_dir("base", "ended") / "step_000006"
+    files = [*last.iterdir(), last.parent / "metrics.jsonl"]
+    before = [path.read_bytes() for path in files]
+    capsys.readouterr()
+    pretrain("ended", resume=True)
+    assert f"{last} is this run's end: nothing is left to do" in capsys.readouterr().out
+    assert [path.read_bytes() for path in files] == before
+    with pytest.raises(UserError, match="another model than this run's"):
+        pretrain("ended", resume=True, max_seq_len=32)
+    with pytest.raises(UserError, match="step 6 is not before this run's last, 4"):
+        pretrain("ended", resume=True, num_iterations=4)
+
+
+def test_rows_of_a_resumed_run_are_those_of_what_can_be_read(base: Path) -> None:
+    """A torn meta.json of the highest step used to end a run that asks for --device_batch_size=auto."""
+    pretrain("rows", device_batch_size=1, num_iterations=2)
+    folder = paths.checkpoints_dir("base", "rows")
+    assert saved_rows(folder) == saved_rows(folder, 2) == 1
+    assert saved_rows(folder, 1) is saved_rows(folder.with_name("nothing")) is None
+    pretrain("rows", num_iterations=6)
+    assert (saved_rows(folder), saved_rows(folder, 2)) == (2, 1)
+    (folder / "step_000006" / "meta.json").write_text('{"plan": {"dev')
+    assert saved_rows(folder) == 2  # step 3's
+    pretrain("rows", resume=True, device_batch_size="auto", num_iterations=7)
+    assert find_checkpoint("base", "rows", 7).meta["plan"]["device_batch_size"] == 2  # type: ignore[index, call-overload]
 
 
 def test_deterministic_algorithms_are_asked_of_torch_for_the_run(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
