@@ -169,11 +169,10 @@ def campaign(config: Config, kills: int, log: Path, told: Path) -> list[dict[str
         done = sum("kill" in record for record in records)
         number = sum("bitwise_equal" in record for record in records)
         tag, moments = f"round{number}", random.Random(f"{config.seed}-{done}")
-        over = next(iter(steps_of(folder_of(tag))), 0) == STEPS  # killed between its last save and its end
-        child = 0 if over else forked(lambda tag=tag: train(tag), log)
-        if child and done >= kills:
+        child = forked(lambda tag=tag: train(tag), log)
+        if done >= kills:
             finished(child, log)
-        elif child:
+        else:
             moment = moments.choice(["clock", "save"])
             delay = moments.uniform(0, 0.9 * seconds if moment == "clock" else 0.02)
             if kill(child, tag, moment, delay):

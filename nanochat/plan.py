@@ -67,11 +67,12 @@ class TrainPlan:
         ]  # fmt: skip
         return "\n".join(f"  {name:<16} {value}" for name, value in rows)
 
-    def shards_line(self, here: int) -> str:
-        """How many of the public corpus's shards the run reads, and how to get them when not so many are `here`."""
+    def shards_line(self, here: int, there: int) -> str:
+        """How many of the public corpus's shards the run reads, and how to get them when not so many are `here`; those
+        that are `there` are all: a longer run reads them again."""
         needed = shards_needed(self.total_tokens)
         line = f"  {'text':<16} {needed:,} shards, {here:,} here"
-        return line if here >= needed else f"{line}: python -m nanochat.dataset -n {needed}"
+        return line if here >= min(needed, there) else f"{line}: python -m nanochat.dataset -n {min(needed, there)}"
 
 
 def batch_for_flops(flops: float) -> int:

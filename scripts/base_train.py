@@ -17,10 +17,11 @@ from nanochat.core_eval import core_metric, evaluate_core_task, read_bundle, rea
 from nanochat.dataloader import DocumentLoader
 from nanochat.engine import Engine
 from nanochat.gpt_config import GPTConfig, config_for_depth
+from nanochat.hub_shards import HUB_LAST_SHARD
 from nanochat.log import print0, progress
 from nanochat.muon import MuonOptions
 from nanochat.optim import MuonAdamW, Rates
-from nanochat.paths import checkpoints_dir, core_dir
+from nanochat.paths import checkpoints_dir, core_dir, data_dir
 from nanochat.plan import TrainPlan, plan_training
 from nanochat.rehearsal import auto_rows, foretell
 from nanochat.runtime import Runtime
@@ -77,6 +78,8 @@ class Config(RunFlags):
     """Of the rates: trapezoid stays and then falls, cosine falls from the warm-up on."""
     decay_schedule: DecayShape = "constant"
     """Of weight decay over the run."""
+    final_momentum: float | None = None
+    """Muon's momentum at the end, to which it moves while the rate falls; unset: 0.95 from step 300 on."""
     average_ratio: float = 0.0
     """Share of the last steps whose weights' mean is what the run ends with; 0: the last weights."""
     muon: MuonOptions = field(default_factory=MuonOptions)
@@ -131,23 +134,42 @@ def plan_of(config: Config, model_config: GPTConfig, runtime: Runtime, folder: P
     return plan(rows, one_row.total_batch_size)
 
 
+def source_of(config: Config) -> str:
+    """The text to train on; a plan is told before there is any."""
+    planned = dataset.HUB_SOURCE if config.dry_run and not dataset.sources() else None
+    return config.data or planned or dataset.default_source()
+
+
+def momentum_of(config: Config, plan: TrainPlan, step: int) -> float:
+    """Muon's momentum at a step."""
+    if config.final_momentum is None:
+        return muon_momentum(step)
+    return muon_momentum(
+        step, num_iterations=plan.num_iterations, warmdown_ratio=plan.warmdown_ratio,
+        final_momentum=config.final_momentum,
+    )  # fmt: skip
+
+
 def main(config: Config) -> None:
     """Plan, build, loop, save."""
     with Runtime.start(config.device_type, config.dtype, config.seed) as runtime:
         tokenizer = get_tokenizer()
-        source = config.data or dataset.default_source()
+        source = source_of(config)
         tag = config.model_tag or f"d{config.depth}"
         model_config = config_for_depth(
             config.depth, tokenizer.get_vocab_size(), config.max_seq_len, config.head_dim, config.arch
         )
         if not 0 <= config.average_ratio <= 1:
             raise UserError(f"--average_ratio is a share of the steps in 0..1, got {config.average_ratio:g}")
+        if config.final_momentum is not None and not 0 <= config.final_momentum < 1:
+            raise UserError(f"--final_momentum is at least 0 and below 1, got {config.final_momentum:g}")
         plan = plan_of(config, model_config, runtime, checkpoints_dir("base", tag))
         print0(f"base_train {tag}: {config.depth} layers, width {model_config.n_embd}, {model_config.n_head} heads, "
                f"vocabulary {model_config.vocab_size:,}, text from {source!r}, "
                f"on {runtime.device_name} in {str(runtime.dtype).removeprefix('torch.')}\n{plan}")  # fmt: skip
         if source == dataset.HUB_SOURCE:
-            print0(plan.shards_line(len(dataset.split_files("train", source))))
+            here = len(list(data_dir(source).glob("*.parquet"))) - 1  # the last is for validation
+            print0(plan.shards_line(max(here, 0), HUB_LAST_SHARD))
         if config.dry_run:
             print0(foretell(model_config, plan, runtime, config.activation_checkpointing, config.price_per_hour))
             return
@@ -208,7 +230,7 @@ def main(config: Config) -> None:
                 )
                 if judgement.usable:
                     decay = decay_multiplier(step, plan.num_iterations, config.decay_schedule)
-                    optimizer.step(multiplier, muon_momentum(step), decay)
+                    optimizer.step(multiplier, momentum_of(config, plan, step), decay)
                     if step >= plan.num_iterations * (1 - config.average_ratio):
                         optimizer.average.add()
                 optimizer.zero_grad()
@@ -223,6 +245,7 @@ def main(config: Config) -> None:
         if run.progress.step < plan.num_iterations:
             print0(f"stopped, saved {run.folder}/step_{run.progress.step:06d}; --resume goes on from there")
             return
+        print0(f"packed {loader.counts}")
         if runtime.is_main:
             facts = {**plan.to_dict(), "depth": config.depth, "data": source, "device": runtime.device_name,
                      "final_loss": run.progress.smooth_loss, "val_bpb": val_bpb,

@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,21 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_asking_for_wandb_without_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"--run=mine sends metrics to wandb.*uv pip install wandb"):
         MetricLog(tmp_path / "metrics.jsonl", run="mine")
+
+
+def test_wandb_is_told_every_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    stub = types.SimpleNamespace(
+        init=lambda **given: (
+            told.append(given) or types.SimpleNamespace(log=told.append, finish=lambda: told.append("end"))
+        )
+    )
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    with MetricLog(tmp_path / "metrics.jsonl", run="mine") as log:
+        log.log({"step": 1, "loss": 2.5})
+    assert told == [
+        {"project": "nanochat", "name": "mine", "dir": str(tmp_path)}, {"step": 1, "loss": 2.5}, "end",
+    ]  # fmt: skip

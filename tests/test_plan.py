@@ -162,5 +162,7 @@ def test_a_senseless_factor_on_the_rates_is_refused(factor: float) -> None:
 
 def test_the_plan_says_which_shards_are_needed_and_the_command_that_gets_them() -> None:
     made = sized(20)
-    assert made.shards_line(300) == "  text             216 shards, 300 here"
-    assert made.shards_line(8) == "  text             216 shards, 8 here: python -m nanochat.dataset -n 216"
+    assert made.shards_line(300, there=1822) == "  text             216 shards, 300 here"
+    assert made.shards_line(100, there=100) == "  text             216 shards, 100 here"  # there are no more
+    assert made.shards_line(8, there=100).endswith("8 here: python -m nanochat.dataset -n 100")
+    assert made.shards_line(8, there=1822) == "  text             216 shards, 8 here: python -m nanochat.dataset -n 216"

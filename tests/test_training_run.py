@@ -4,7 +4,11 @@ import errno
 import json
 import os
 import random
+import re
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +26,7 @@ from nanochat.gpt_config import config_for_depth
 from nanochat.log import read_metrics
 from nanochat.optim import MuonAdamW, Rates
 from nanochat.rollout import PromptOrder
+from nanochat.schedule import muon_momentum
 from nanochat.training import accumulate
 from nanochat.training_run import Progress, Run, clock, saved_rows
 from scripts import base_train, chat_sft
@@ -178,6 +183,71 @@ def test_a_stopped_pretraining_goes_on_bitwise_as_if_it_had_not(base: Path) -> N
     assert isinstance(first_loss, float)
     assert isinstance(last_loss, float)
     assert last_loss < first_loss
+
+
+def test_a_run_stopped_within_its_average_goes_on_bitwise_and_ends_with_the_mean(base: Path) -> None:
+    pretrain("plain")
+    pretrain("mean", average_ratio=0.5, final_momentum=0.85)
+    stopped_and_resumed(lambda step: pretrain("mean-stopped", step, average_ratio=0.5, final_momentum=0.85), base_train)
+    same_run("base", "mean", "mean-stopped")
+    pretrain("steps", average_ratio=0.5, save_every=1, eval_every=0)
+    weights = [
+        load_file(paths.checkpoints_dir("base", "steps") / f"step_{step:06d}" / "model.safetensors")
+        for step in (4, 5, 6)
+    ]
+    plain, last = (find_checkpoint("base", tag).folder / "model.safetensors" for tag in ("plain", "steps"))
+    final = load_file(plain)  # the run without an average ends with the step's own weights
+    for name, mean in load_file(last).items():
+        torch.testing.assert_close(mean, (weights[0][name] + weights[1][name] + final[name]) / 3, rtol=1e-5, atol=1e-6)
+
+
+def test_the_momentum_falls_to_its_end_where_that_is_given(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+    real = MuonAdamW.step
+    monkeypatch.setattr(
+        MuonAdamW,
+        "step",
+        lambda self, rate, momentum, decay: (taken.append(momentum), real(self, rate, momentum, decay)),
+    )
+    pretrain("usual", num_iterations=4)
+    pretrain("falling", num_iterations=4, final_momentum=0.5, warmdown_ratio=0.5)
+    assert taken[:4] == [muon_momentum(step) for step in range(4)]
+    assert taken[4:7] == taken[:3]
+    assert taken[7] == pytest.approx((taken[3] + 0.5) / 2)
+    with pytest.raises(UserError, match="--final_momentum is at least 0 and below 1, got 1"):
+        pretrain("refused", final_momentum=1.0)
+
+
+def test_a_plan_is_told_before_there_is_any_text(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(base / "tokenizer", tmp_path / "tokenizer")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    flags = {"depth": 1, "max_seq_len": 64, "device_batch_size": 1, "num_iterations": 2_000_000, "device_type": "cpu"}
+    flags |= {"total_batch_size": 1024, "dtype": "float32", "compile": "off"}
+    base_train.main(base_train.Config(dry_run=True, **flags))  # type: ignore[arg-type]
+    told = capsys.readouterr().out
+    assert "text from 'fineweb-edu'" in told
+    assert re.search(r"text +40 shards, 0 here: python -m nanochat\.dataset -n 40\n", told)
+    with pytest.raises(UserError, match="no text in"):
+        base_train.main(base_train.Config(**flags))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_sigterm_ends_the_command_with_0(base: Path) -> None:
+    command = [sys.executable, "-m", "scripts.base_train", "--depth=1", "--max_seq_len=64", "--device_batch_size=2"]
+    command += ["--total_batch_size=256", "--num_iterations=100000", "--eval_every=0", "--core_every=0"]
+    command += ["--sample_every=0", "--compile=off", "--device_type=cpu", "--data=tinyworld", "--model_tag=termed"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 00003"):
+            process.terminate()
+            break
+    rest = process.communicate(timeout=120)[0]
+    assert "--resume goes on from there" in rest
+    assert process.returncode == 0
 
 
 def test_a_stopped_fine_tuning_goes_on_bitwise_as_if_it_had_not(base: Path, tmp_path: Path) -> None:
