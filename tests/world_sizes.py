@@ -33,7 +33,10 @@ Weights = dict[str, torch.Tensor]
 
 
 class Toy(torch.nn.Module):
-    """A language model of one token's memory in any format: equal, tall and wide matrices, odd sizes."""
+    """A language model of one token's memory in any format: equal, tall and wide matrices, odd sizes.
+
+    For float64, which GPT is not exact in: it computes norms and the loss in float32.
+    """
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
