@@ -26,7 +26,7 @@ def pick_dtype(device: torch.device) -> torch.dtype:
         fast = torch.cuda.get_device_capability(device) >= (8, 0)
     elif device.type == "cpu" and Path("/proc/cpuinfo").exists():
         words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-        fast = bool({"amx_bf16", "avx512_bf16"} & words)
+        fast = "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words
     return torch.bfloat16 if fast else torch.float32
 
 
