@@ -2,7 +2,7 @@
 
     python bench/ablations.py --text=../shared/data/prose --tricks baseline smear --seeds 1 2 3
     python bench/ablations.py --text=../shared/data/prose --steps
-    python bench/ablations.py --table > dev/ABLATIONS.md
+    python bench/ablations.py --table
 
 A run that stands in the file is not repeated: interrupt and start again as you like. Seeds change the weights and the
 order of the documents. Losses do not depend on how busy the machine is, seconds do: `--steps` measures them afterwards,
@@ -314,7 +314,7 @@ def by_setting(lines: Iterable[dict[str, Any]]) -> dict[tuple[Any, ...], list[di
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """`dev/ABLATIONS.md`."""
+    """What the lines say, as Markdown; dev/ABLATIONS.md tells it."""
     head = ["trick", "bpb by seed", "gain", "seconds", "slower", "gain at equal seconds", "gain per 1000 s"]
     text = [
         "# Ablations",
