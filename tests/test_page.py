@@ -149,6 +149,20 @@ def test_a_question_is_edited_and_sent_again(open_page: Open, script: Script, si
     assert [content for role, content in script.said if role == "user"] == ["one", "zwei\nlines"]
 
 
+def test_what_is_selected_in_an_opened_editor_stays_selected(open_page: Open):
+    page = open_page()
+    asked(page, "hello")
+    selected = page.evaluate("""async () => {
+        document.querySelector("[aria-label='Edit and send again']").click();
+        const area = document.querySelector("[aria-label='Edit your message']");
+        const before = area.selectionStart;
+        area.select();
+        await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+        return [before, area.selectionStart, area.selectionEnd];
+    }""")
+    assert selected == [5, 0, 5]
+
+
 def test_the_arrow_up_edits_the_last_question_and_enter_sends_it(open_page: Open, script: Script):
     page = open_page()
     page.keyboard.press("ArrowUp")

@@ -48,10 +48,8 @@ function editor(text, followers, send, cancel) {
     }
   });
   area.addEventListener("input", fit);
-  requestAnimationFrame(() => {
-    fit();
-    area.setSelectionRange(area.value.length, area.value.length);
-  });
+  area.setSelectionRange(text.length, text.length);
+  requestAnimationFrame(fit); // a height is known only on the page
   return form;
 }
 
