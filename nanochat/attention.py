@@ -71,7 +71,7 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v, y, logsumexp = ctx.saved_tensors  # type: ignore[attr-defined]
         scale = q.size(-1) ** -0.5
         # Weights are exp(score) / sum. The sum divides dy, which is smaller; the exponential cannot overflow.
-        wide = dy.float() * logsumexp.unsqueeze(-1).neg().exp()
+        wide = dy.to(logsumexp.dtype) * logsumexp.unsqueeze(-1).neg().exp()
         along = (wide * y).sum(-1, keepdim=True)
         together = [x.to(q.dtype).contiguous().flatten(0, 1) for x in (wide, along, q * scale, k, v)]  # (BH, T, D)
         # Only under torch.compile: the operator's first call imports what that does, 150 MB and some seconds of it.

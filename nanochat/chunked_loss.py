@@ -27,15 +27,20 @@ def chunked_cross_entropy(
     """The weighted sum of the tokens' losses, and each token's loss.
 
     x (N, D), head (V, D), targets (N,) of ids, weights (N,) float: a token of weight 0 counts for nothing.
-    Returns a scalar that carries gradient to x and head, and losses (N,) in nats that carry none.
+    Returns a scalar that carries gradient to x and head, and losses (N,) in nats that carry none; both are `wide`.
     """
-    total, losses = _ChunkedCrossEntropy.apply(x, head, targets, weights, softcap)
+    total, losses = _ChunkedCrossEntropy.apply(x, head, targets, weights.to(wide(x.dtype)), softcap)
     return total, losses
 
 
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The format of sums over products in `dtype`: float32, and float64 for itself, which is for checks."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def capped_logits(x: torch.Tensor, head: torch.Tensor, softcap: float | None) -> torch.Tensor:
-    """Logits (N, V) in float32, squeezed into (-softcap, softcap) when there is a cap."""
-    logits = (x @ head.to(x.dtype).mT).float()
+    """Logits (N, V), at least float32, squeezed into (-softcap, softcap) when there is a cap."""
+    logits = (x @ head.to(x.dtype).mT).to(wide(x.dtype))
     if softcap is None:
         return logits
     if logits.requires_grad:
@@ -59,7 +64,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         block_tokens = max(1, BLOCK_VALUES[kind] // head.size(0))
         cast_head = head.to(x.dtype)
         index = targets.clamp_min(0).unsqueeze(1)  # (N, 1)
-        losses = torch.empty(x.size(0), dtype=torch.float32, device=x.device)
+        losses = torch.empty(x.size(0), dtype=weights.dtype, device=x.device)
         x_gradient = torch.empty_like(x) if needs_gradient else None
         head_gradient: torch.Tensor | None = None
         for start in range(0, x.size(0), chunk_tokens):
@@ -94,12 +99,12 @@ def _block(
 ) -> torch.Tensor:
     """Losses (n,) of raw logits (n, V), which are then overwritten by the gradient of the weighted loss.
 
-    In float32, with as few passes over (n, V) as there are distinct operations.
+    In the format of the weights, with as few passes over (n, V) as there are distinct operations.
     """
     if softcap is None:
-        logits = raw.float()
+        logits = raw.to(weights.dtype)
     else:
-        squeezed = raw.float().mul_(1 / softcap).tanh_()
+        squeezed = raw.to(weights.dtype).mul_(1 / softcap).tanh_()
         logits = squeezed * softcap
     if softcap is None or softcap > 30:  # below that no exponential can overflow
         logits -= logits.amax(1, keepdim=True)

@@ -18,7 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from nanochat.attention import attend, rotary_table, rotate, window_mask
-from nanochat.chunked_loss import capped_logits, chunked_cross_entropy
+from nanochat.chunked_loss import capped_logits, chunked_cross_entropy, wide
 from nanochat.gpt_config import GPTConfig
 from nanochat.tricks import Tricks
 
@@ -49,9 +49,9 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float()
-        scale = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        y = (wide * scale).to(x.dtype)
+        wider = x.to(wide(x.dtype))
+        scale = wider.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        y = (wider * scale).to(x.dtype)
         ctx.save_for_backward(y, scale)
         return y
 
@@ -59,9 +59,9 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         y, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-        wide = gradient.float()
-        along = (wide * y).mean(-1, keepdim=True)
-        return wide.addcmul(y.float(), along, value=-1).mul_(scale).to(y.dtype), None
+        wider = gradient.to(scale.dtype)
+        along = (wider * y).mean(-1, keepdim=True)
+        return wider.addcmul(y.to(scale.dtype), along, value=-1).mul_(scale).to(y.dtype), None
 
 
 class Attention(nn.Module):
@@ -234,7 +234,7 @@ class GPT(nn.Module):
         return self.tricks.embed(x, F.pad(x[:, :-1], (0, 0, 1, 0)), idx, previous)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """(..., C) to (..., V) in float32."""
+        """(..., C) to (..., V), at least float32."""
         return capped_logits(hidden, self.lm_head.weight, self.config.logit_softcap)
 
     def forward(
@@ -248,11 +248,11 @@ class GPT(nn.Module):
         if targets is None:
             return self.logits(x)
         flat = targets.reshape(-1)
-        counted = (flat != IGNORED_TARGET).float()
+        counted = (flat != IGNORED_TARGET).to(wide(x.dtype))
         if weights is None:
             weights = counted / counted.sum().clamp_min(1.0)
         else:
-            weights = weights.reshape(-1).float() * counted
+            weights = weights.reshape(-1) * counted
         total, _ = chunked_cross_entropy(x.flatten(0, 1), self.lm_head.weight, flat, weights, self.config.logit_softcap)
         return total
 
@@ -260,7 +260,7 @@ class GPT(nn.Module):
     def token_losses(self, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss (B, T) in nats of each target, 0 where it is -1."""
         flat = targets.reshape(-1)
-        counted = (flat != IGNORED_TARGET).float()
         x = self.hidden(idx).flatten(0, 1)
+        counted = (flat != IGNORED_TARGET).to(wide(x.dtype))
         _, losses = chunked_cross_entropy(x, self.lm_head.weight, flat, counted, self.config.logit_softcap)
         return (losses * counted).view_as(targets)

@@ -51,6 +51,29 @@ def test_every_parameter_is_initialised_and_the_first_loss_is_ln_v(config: GPTCo
     assert model(idx[:, :-1], idx[:, 1:]).item() == pytest.approx(math.log(97), rel=0.01)
 
 
+@pytest.mark.parametrize("name", ["default", "portable", "all"])
+def test_every_gradient_is_that_of_finite_differences_in_float64(name: str) -> None:
+    config = replace(PLAIN, **(TRICKS["all"] if name == "all" else ARCHITECTURES[name]))
+    model = random_model(config).double()
+    model.dtype = torch.float64
+    generator = torch.Generator().manual_seed(8)
+    idx = ids(2, 33)
+    model(idx[:, :-1], idx[:, 1:]).backward()
+    for parameter_name, parameter in model.named_parameters():
+        way = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        way /= way.norm()
+        losses = []
+        with torch.no_grad():
+            for step in (1e-4, -2e-4):
+                parameter.add_(way, alpha=step)
+                losses.append(model(idx[:, :-1], idx[:, 1:]).item())
+            parameter.add_(way, alpha=1e-4)
+        assert parameter.grad is not None
+        along = (parameter.grad * way).sum().item()
+        assert along != 0
+        assert (losses[0] - losses[1]) / 2e-4 == pytest.approx(along, rel=1e-5, abs=1e-10), parameter_name
+
+
 def test_at_their_start_they_do_nothing(config: GPTConfig) -> None:
     """The weights that both have are the same for the same seed, and a window is as wide as the tokens are many."""
     plain, tricky = random_model(PLAIN), GPT(config)

@@ -6,7 +6,6 @@
 import multiprocessing
 import os
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -15,7 +14,6 @@ from tempfile import TemporaryDirectory
 
 import torch
 import torch.multiprocessing
-import torch.nn.functional as F
 
 from nanochat.gpt import GPT
 from nanochat.gpt_config import GPTConfig
@@ -29,73 +27,32 @@ OPTIONS = {
     "newton_schulz": MuonOptions("newton_schulz", variance_beta2=None),
     "all_options": MuonOptions("polar_express", variance_beta2=0.95, cautious=True),
 }
+TRICKS = {"value_embeddings": True, "residual_scalars": True, "smear": True, "backout": True, "bigram_rows": 29}
 Weights = dict[str, torch.Tensor]
 
 
-class Toy(torch.nn.Module):
-    """A language model of one token's memory in any format: equal, tall and wide matrices, odd sizes.
-
-    For float64, which GPT is not exact in: it computes norms and the loss in float32.
-    """
-
-    def __init__(self, dtype: torch.dtype):
-        super().__init__()
-        shapes = {
-            "wte": (13, 6),
-            "a": (6, 6),
-            "b": (6, 6),
-            "c": (6, 6),
-            "up": (24, 6),
-            "down": (6, 24),
-            "head": (13, 6),
-        }
-        generator = torch.Generator().manual_seed(1)
-        for name, shape in shapes.items():
-            values = torch.randn(shape, generator=generator, dtype=torch.float64) / 3
-            self.register_parameter(name, torch.nn.Parameter(values.to(dtype)))
-        self.gain = torch.nn.Parameter(torch.ones(3, dtype=dtype))
-
-    def forward(self, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """The mean loss of targets (B, T)."""
-        x = F.embedding(idx, self.wte)
-        for number, matrix in enumerate((self.a, self.b, self.c)):
-            x = x + self.gain[number] * torch.tanh(x @ matrix.T)
-        x = x + F.relu(x @ self.up.T).square() @ self.down.T
-        return F.cross_entropy((x @ self.head.T).flatten(0, 1), targets.flatten())
-
-    def roles(self) -> dict[str, str]:
-        """By name."""
-        special = {"wte": "embedding", "head": "unembedding", "gain": "scalar"}
-        return {name: special.get(name, "matrix") for name, _ in self.named_parameters()}
-
-
-def toy(dtype: torch.dtype) -> Toy:
-    """The same on every rank."""
-    return Toy(dtype)
-
-
-def gpt(dtype: torch.dtype) -> GPT:
+def gpt(dtype: torch.dtype, tricks: bool) -> GPT:
     """The real model, with three layers so that stacks of three divide by neither two nor four."""
-    model = GPT(GPTConfig(8, 13, n_layer=3, n_head=2, n_kv_head=1, n_embd=12), dtype)
+    more = TRICKS if tricks else {}
+    model = GPT(GPTConfig(8, 13, n_layer=3, n_head=2, n_kv_head=1, n_embd=12, **more), dtype)
     model.init_weights(3)
-    return model
+    return model.to(dtype)
 
 
-Maker = Callable[[torch.dtype], GPT | Toy]
-# The model, its format, Muon's format and options.
-CASES: dict[str, tuple[Maker, torch.dtype, torch.dtype, str]] = {
-    "float64": (toy, torch.float64, torch.float64, "newton_schulz"),
-    "float64, all options": (toy, torch.float64, torch.float64, "all_options"),
-    "float32": (gpt, torch.float32, torch.float32, "newton_schulz"),
-    "float32, all options": (gpt, torch.float32, torch.float32, "all_options"),
-    "bfloat16": (gpt, torch.float32, torch.bfloat16, "newton_schulz"),
+# The model's format, Muon's format and options, and whether the model has tricks too.
+CASES: dict[str, tuple[torch.dtype, torch.dtype, str, bool]] = {
+    "float64": (torch.float64, torch.float64, "newton_schulz", False),
+    "float64, all options": (torch.float64, torch.float64, "all_options", True),
+    "float32": (torch.float32, torch.float32, "newton_schulz", False),
+    "float32, all options": (torch.float32, torch.float32, "all_options", False),
+    "bfloat16": (torch.float32, torch.bfloat16, "newton_schulz", False),
 }
 
 
 def steps(case: str, runtime: Runtime, first: int, end: int, before: Weights | None = None) -> Weights:
     """Train from step `first` to before `end`; the weights and, behind `optimizer.`, the optimizer's state."""
-    maker, dtype, muon_dtype, options = CASES[case]
-    model = maker(dtype)
+    dtype, muon_dtype, options, tricks = CASES[case]
+    model = gpt(dtype, tricks)
     rates = Rates(0.02, 0.05, 0.01, 0.1, muon=OPTIONS[options])
     optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), rates, replace(runtime, dtype=muon_dtype))
     if before is not None:
