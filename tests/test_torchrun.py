@@ -114,13 +114,14 @@ def output_of(log: str) -> str:
     return (Path(os.environ["NANOCHAT_BASE_DIR"]) / f"{log}.log").read_text(encoding="utf-8")
 
 
-def kill_rank(rank: int, agent: subprocess.Popen[bytes], base_dir: Path, tag: str) -> None:
+def kill_rank(rank: int, agents: list[subprocess.Popen[bytes]], base_dir: Path, tag: str) -> None:
     """SIGKILL, once the run has logged 35 steps."""
     metrics = base_dir / "checkpoints" / "base" / tag / "metrics.jsonl"
     while not metrics.exists() or len(losses_of(base_dir, tag)) < 35:
-        assert agent.poll() is None, output_of(tag)
+        assert all(agent.poll() is None for agent in agents), tag
         time.sleep(0.01)
-    [process] = [child for child in psutil.Process(agent.pid).children() if child.environ().get("RANK") == str(rank)]
+    workers = [worker for agent in agents for worker in psutil.Process(agent.pid).children()]
+    [process] = [worker for worker in workers if worker.environ().get("RANK") == str(rank)]
     process.send_signal(signal.SIGKILL)
 
 
@@ -138,7 +139,7 @@ def same_end(base_dir: Path, tag: str, other: str) -> None:
 def test_a_rank_that_dies_ends_the_run_within_thirty_seconds(prepared: Path, rank: int) -> None:
     tag = f"dead{rank}"
     agent = start(["--nproc_per_node=2"], tag)
-    kill_rank(rank, agent, prepared, tag)
+    kill_rank(rank, [agent], prepared, tag)
     assert agent.wait(30) != 0, output_of(tag)
     assert not [
         child for child in psutil.process_iter(["cmdline"]) if f"--model_tag={tag}" in (child.info["cmdline"] or [])
@@ -149,7 +150,7 @@ def test_a_rank_that_dies_ends_the_run_within_thirty_seconds(prepared: Path, ran
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
 def test_torchrun_starts_again_after_a_death_and_comes_to_the_same_bits(prepared: Path) -> None:
     agent = start(["--nproc_per_node=2", "--max-restarts=1"], "risen")
-    kill_rank(1, agent, prepared, "risen")
+    kill_rank(1, [agent], prepared, "risen")
     assert agent.wait(300) == 0, output_of("risen")
     assert "beginning anew" in output_of("risen")
     assert "going on from" in output_of("risen")
@@ -224,21 +225,36 @@ def namespaces() -> Iterator[Machines]:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
 
 
+def start_on(machines: Machines, tag: str, **variables: str) -> list[subprocess.Popen[bytes]]:
+    """The recipe on each of two machines, one rank on each."""
+    recipe = ["bash", "runs/multinode.sh", *FLAGS, f"--model_tag={tag}", "--save_every=10"]
+    told = {"NODES": "2", "GPUS": "1", "PYTHON": sys.executable, **variables}
+    return [
+        launched([*before, *recipe], f"{tag}{number}", **told, **own) for number, (before, own) in enumerate(machines)
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("where", ["loopback", "namespaces"])
 def test_two_machines_train_as_one_with_two_ranks(prepared: Path, where: str, request: pytest.FixtureRequest) -> None:
     """Two torchruns, each with one rank, started by the recipe."""
-    machines: Machines = request.getfixturevalue(where)
-    recipe = ["bash", "runs/multinode.sh", *FLAGS, f"--model_tag={where}"]
-    told = {"NODES": "2", "GPUS": "1", "PYTHON": sys.executable}
-    started = [
-        launched([*before, *recipe], f"{where}{number}", **told, **variables)
-        for number, (before, variables) in enumerate(machines)
-    ]
-    for number, machine in enumerate(started):
+    for number, machine in enumerate(start_on(request.getfixturevalue(where), where)):
         assert machine.wait(300) == 0, output_of(f"{where}{number}")
     same_end(prepared, where, "peace")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_machines_start_again_after_a_death_on_one_of_them(prepared: Path, loopback: Machines, rank: int) -> None:
+    tag = f"twice{rank}"
+    machines = start_on(loopback, tag, RESTARTS="1")
+    kill_rank(rank, machines, prepared, tag)
+    for number, machine in enumerate(machines):
+        assert machine.wait(300) == 0, output_of(f"{tag}{number}")
+    assert "going on from" in output_of(f"{tag}0") + output_of(f"{tag}1")
+    same_end(prepared, tag, "peace")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
