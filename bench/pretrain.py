@@ -1,8 +1,9 @@
-"""Pretraining on a CPU beside a plain loop around transformers: speed, memory, quality by token, quality by minute.
+"""Pretraining beside a plain loop around transformers: speed, memory, quality by token, quality by minute.
 
     python bench/pretrain.py
     python bench/pretrain.py --quick
     python bench/pretrain.py --only=speed --rows d4 d8
+    python bench/pretrain.py --only=speed --rows cuda_d12 cuda_d20
     python bench/pretrain.py --only=time --train="--depth=4 --arch=fast --num_iterations=1000" --plot
 
 Every measurement is a process of its own and a line in `<part>.jsonl`; a second call goes on where the first ended.
@@ -41,8 +42,8 @@ class Config:
 
     only: Part | None = None
     """One part: speed and memory of steps, quality by token, or quality by minute; unset: all."""
-    rows: tuple[str, ...] = tuple(speed.ROWS)
-    """Of the table of speeds."""
+    rows: tuple[str, ...] = ()
+    """Of the table of speeds; unset: those of the GPU where there is one, else those of the CPU."""
     dtypes: tuple[speed.Dtype, ...] = speed.DTYPES
     """Formats of the matrix products in that table."""
     rounds: int = 3
@@ -95,9 +96,20 @@ def prepared(text: Path, vocab_size: int) -> None:
         tokenizer.save(paths.tokenizer_dir())
 
 
+def rows_of(config: Config) -> tuple[str, ...]:
+    """The names of the rows. Raises UserError for one that is not known or not for this machine."""
+    device = "cuda" if hardware.gpu_names() else "cpu"
+    for name in config.rows:
+        if name not in speed.ROWS:
+            raise UserError(f"no row is called {name!r}; there are {', '.join(speed.ROWS)}")
+        if speed.ROWS[name].device not in ("cpu", device):
+            raise UserError(f"the row {name!r} is measured on an NVIDIA GPU, and nvidia-smi shows none here")
+    return config.rows or tuple(name for name, row in speed.ROWS.items() if row.device == device)
+
+
 def speeds(config: Config, lines: Lines) -> speed.Found:
     """The rows that are asked for."""
-    rows = speed.QUICK if config.quick else {name: speed.ROWS[name] for name in config.rows}
+    rows = speed.QUICK if config.quick else {name: speed.ROWS[name] for name in rows_of(config)}
     rows = {
         name: replace(row, dtypes=tuple(dtype for dtype in row.dtypes if dtype in config.dtypes))
         for name, row in rows.items()
@@ -137,6 +149,11 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "tokens_vs_transformers_bfloat16": speed.ratio(found["speed"], "ours.", "transformers.bfloat16."),
         "float32_tokens_vs_transformers_float32": speed.ratio(found["speed"], "ours.float32.", "transformers.float32."),
         **{
+            f"{row}_tokens_vs_transformers": speed.ratio(found["speed"], "ours.", "transformers.", row)
+            for row in found["speed"]
+            if row.startswith("cuda")
+        },
+        **{
             f"bpb_at_two_thirds_of_the_tokens_{length}_{arch}": by_token.get(length, {}).get(arch, {}).get("ratio")
             for length in ("short", "long")
             for arch in quality.ARCHITECTURES
@@ -148,9 +165,7 @@ def summary(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def main(config: Config) -> None:
     """Measure what is missing, then tell."""
-    for name in config.rows:
-        if name not in speed.ROWS:
-            raise UserError(f"no row is called {name!r}; there are {', '.join(speed.ROWS)}")
+    rows_of(config)  # refuses what is not there before anything is measured
     if config.rounds < 1 or not config.seeds:
         raise UserError(f"there is one round and one seed at least, got {config.rounds} and {len(config.seeds)}")
     folder = (config.out or paths.base_dir() / "bench" / "pretrain").resolve()

@@ -15,6 +15,7 @@ from pretrain_lines import Lines, run_worker
 from pretrain_worker import Speed
 
 from nanochat import paths
+from nanochat.command import UserError
 
 Dtype = Literal["bfloat16", "float32"]
 DTYPES: tuple[Dtype, ...] = ("bfloat16", "float32")
@@ -26,7 +27,7 @@ Found = dict[str, dict[str, dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: a model, rows of 512 tokens per step, and how many of them a micro-batch may have."""
+    """A row of the table: a model, rows of tokens per step, and how many of them a micro-batch may have."""
 
     depth: int
     vocab_size: int
@@ -34,6 +35,13 @@ class Row:
     micro: tuple[int, ...]
     dtypes: tuple[Dtype, ...] = DTYPES
     peers: tuple[str, ...] = PEERS
+    sequence_len: int = 512
+    device: Literal["cpu", "cuda"] = "cpu"
+
+
+def gpu_row(depth: int) -> Row:
+    """Half a million tokens per step, beside the peer through torch.compile."""
+    return Row(depth, 65_536, 256, (4, 8, 16, 32, 64), ("bfloat16",), ("compiled",), 2048, "cuda")
 
 
 ROWS = {
@@ -42,6 +50,8 @@ ROWS = {
     "d4_accumulated": Row(4, 8192, 16, (1,), peers=("kept",)),
     "d6": Row(6, 32_768, 32, (4, 8), peers=("kept",)),
     "d8": Row(8, 8192, 16, (4, 8), ("bfloat16",), ()),
+    "cuda_d12": gpu_row(12),
+    "cuda_d20": gpu_row(20),
 }
 QUICK = {"d4": Row(4, 8192, 16, (4,), peers=("kept",))}
 
@@ -50,12 +60,15 @@ def contenders(row: Row) -> dict[str, Speed]:
     """By name, without the size of their micro-batch."""
     found = {}
     for dtype in row.dtypes:
+        job = Speed(
+            "ours", row.depth, row.vocab_size, row.rows, 0, dtype, sequence_len=row.sequence_len, device=row.device
+        )
         for mode in OURS:
-            compiled = mode == "compiled"
-            found[f"ours.{dtype}.{mode}"] = Speed("ours", row.depth, row.vocab_size, row.rows, 0, dtype, compiled)
+            found[f"ours.{dtype}.{mode}"] = replace(job, compiled=mode == "compiled")
         for setting in row.peers:
-            job = Speed("transformers", row.depth, row.vocab_size, row.rows, 0, dtype, keeps_memory=setting == "kept")
-            found[f"transformers.{dtype}.{setting}"] = job
+            found[f"transformers.{dtype}.{setting}"] = replace(
+                job, contender="transformers", compiled=setting == "compiled", keeps_memory=setting != "plain"
+            )
     return found
 
 
@@ -102,9 +115,14 @@ def measured(lines: Lines, rows: dict[str, Row], rounds: int, seconds: float) ->
 def tried(lines: Lines, who: str, job: Speed, sizes: Sequence[int]) -> dict[int, dict[str, Any]]:
     """Speed and memory by the size of the micro-batch, from short trials."""
     kept = ("tokens_per_second", "memory_bytes")
-    trials = {
-        size: {key: timed(lines, replace(job, micro=size, seconds=2.0), 0)[key] for key in kept} for size in sizes
-    }
+    trials: dict[int, dict[str, Any]] = {}
+    for size in sizes:
+        trial = timed(lines, replace(job, micro=size, seconds=2.0), 0)
+        if "out_of_memory" in trial:
+            break
+        trials[size] = {key: trial[key] for key in kept}
+    if not trials:
+        raise UserError(f"{who} runs out of memory with {sizes[0]} rows of depth {job.depth}: leave that row out")
     told = (f"{size}: {t['tokens_per_second']:,.0f} in {t['memory_bytes'] / 1e9:.2f} GB" for size, t in trials.items())
     print(f"{who:26} by rows of a micro-batch, tokens/s {', '.join(told)}", flush=True)
     return trials
@@ -136,7 +154,8 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Field by field, and the range of the speed."""
     rates = [run["tokens_per_second"] for run in runs]
     ends = {"slowest": min(rates), "fastest": max(rates), "highest_peak": max(run["peak_flops"] for run in runs)}
-    return {**{key: median(run[key] for run in runs) for key in runs[0]}, **ends}
+    numbers = {key: median(run[key] for run in runs) for key in runs[0] if key != "attention"}
+    return {**numbers, **ends, "attention": runs[-1]["attention"]}
 
 
 def add_mfu(of_dtype: list[dict[str, Any]]) -> None:
@@ -177,6 +196,8 @@ def targets(found: Found) -> dict[str, dict[str, Any]]:
         "d4_accumulated": (8_300, of("d4_accumulated", "compiled", "tokens_per_second")),
         "d6_compiled": (3_800, of("d6", "compiled", "tokens_per_second")),
         "d8_mfu": (0.35, of("d8", "compiled", "mfu")),
+        "cuda_d12_mfu": (0.5, of("cuda_d12", "compiled", "mfu")),
+        "cuda_d20_mfu": (0.5, of("cuda_d20", "compiled", "mfu")),
         "vs_transformers_float32": (3.0, ratio(found, "ours.", "transformers.float32.")),
         "vs_transformers_bfloat16": (1.8, ratio(found, "ours.", "transformers.bfloat16.")),
     }

@@ -6,6 +6,7 @@ one, the fastest on a CPU), bfloat16 by autocast. It computes the same architect
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Speed:
     seconds: float = 10.0
     """To be timed at least, after the first two steps."""
     sequence_len: int = 512
+    device: Literal["cpu", "cuda"] = "cpu"
 
 
 @dataclass(frozen=True)
@@ -81,28 +83,26 @@ class Checkpoints:
 
 
 def speed(job: Speed) -> Result:
-    """Tokens per second by the median step; the first step; memory above the process after its imports.
+    """Tokens per second by the median step; the first step; memory, on a CPU above the process after its imports.
 
-    The peak is that of square matrix products in the same format and with as many threads.
+    The peak is the GPU's by its maker, or that of square matrix products in the same format and with as many threads.
     """
     import torch
 
     from nanochat import calibration
     from nanochat.gpt_config import config_for_depth
-    from nanochat.runtime import DTYPES, Runtime
+    from nanochat.runtime import Runtime
 
     sizes = config_for_depth(job.depth, job.vocab_size, job.sequence_len)
-    if job.contender == "ours":
-        with Runtime.start("cpu", job.dtype, 1) as runtime:
-            before, step = _our_step(job, sizes, runtime)
-            found = _timed(job, step, before)
-            peak = calibration.peak_flops(runtime)
-    else:
-        runtime = Runtime(torch.device("cpu"), DTYPES[job.dtype])
-        before, step = _peer_step(job, sizes, runtime)
-        found = _timed(job, step, before)
-        peak = calibration.peak_flops(runtime)
-    return {**found, "flops_per_token": sizes.flops_per_token, "peak_flops": peak, "threads": torch.get_num_threads()}
+    ours = job.contender == "ours"
+    with Runtime.start(job.device, job.dtype, 1, keeps_memory=ours) as runtime:
+        try:
+            before, step = (_our_step if ours else _peer_step)(job, sizes, runtime)
+            found = _timed(job, step, before, runtime)
+        except torch.OutOfMemoryError:
+            return {"out_of_memory": True}
+        found |= {"attention": attention(step, runtime), "peak_flops": calibration.peak_flops(runtime)}
+    return {**found, "flops_per_token": sizes.flops_per_token, "threads": torch.get_num_threads()}
 
 
 def _our_step(job: Speed, sizes: "GPTConfig", runtime: "Runtime") -> tuple[int, Callable[[], object]]:
@@ -123,7 +123,7 @@ def _our_step(job: Speed, sizes: "GPTConfig", runtime: "Runtime") -> tuple[int, 
     model.init_weights(1)
     compiled(model, "on" if job.compiled else "off", plan, runtime)
     optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), Rates(), runtime)
-    ids = torch.randint(job.vocab_size, (job.micro, job.sequence_len + 1))
+    ids = torch.randint(job.vocab_size, (job.micro, job.sequence_len + 1), device=runtime.device)
     batches = iter(lambda: (ids[:, :-1].contiguous(), ids[:, 1:].contiguous()), None)
 
     def step() -> None:
@@ -143,48 +143,70 @@ def _peer_step(job: Speed, sizes: "GPTConfig", runtime: "Runtime") -> tuple[int,
     from nanochat.runtime import keep_freed_memory
 
     before = resident()
-    if job.keeps_memory:
+    if job.keeps_memory and job.device == "cpu":
         keep_freed_memory()
-    torch.manual_seed(1)
-    model = peer_model(sizes).train()
+    model = peer_model(sizes).to(runtime.device).train()
     optimizer = adamw(model, 1e-3)
-    ids = torch.randint(job.vocab_size, (job.micro, job.sequence_len + 1))
+    losses_of = torch.compile(peer_losses, dynamic=False) if job.compiled else peer_losses
+    ids = torch.randint(job.vocab_size, (job.micro, job.sequence_len + 1), device=runtime.device)
     batches = [(ids[:, :-1].contiguous(), ids[:, 1:].contiguous())] * (job.rows // job.micro)
 
     def step() -> None:
         for inputs, targets in batches:
-            (peer_losses(model, inputs, targets, runtime.dtype).mean() / len(batches)).backward()
+            (losses_of(model, inputs, targets, runtime.dtype).mean() / len(batches)).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     return before, step
 
 
-def _timed(job: Speed, step: Callable[[], object], before: int) -> Result:
-    """`cpu_share` is how much of its cores the process had while it was timed: below 0.9 others were at work."""
+def _timed(job: Speed, step: Callable[[], object], before: int, runtime: "Runtime") -> Result:
+    """`cpu_share` is how much of its cores the process had while it was timed: on a CPU, below 0.9 others were at work.
+
+    Memory is that of the device.
+    """
     import torch
 
     load = os.getloadavg()[0]
     started = time.perf_counter()
     step()
+    runtime.synchronize()
     first = time.perf_counter() - started
     step()
+    runtime.synchronize()
     taken: list[float] = []
     cpu = time.process_time()
     while len(taken) < 3 or sum(taken) < job.seconds:
         started = time.perf_counter()
         step()
+        runtime.synchronize()
         taken.append(time.perf_counter() - started)
     cpu = time.process_time() - cpu
     return {
         "tokens_per_second": job.rows * job.sequence_len / median(taken),
         "step_seconds": median(taken),
         "first_seconds": first,
-        "memory_bytes": resident("VmHWM") - before,
+        "memory_bytes": resident("VmHWM") - before if job.device == "cpu" else runtime.peak_memory_bytes(),
         "steps": len(taken),
         "cpu_share": cpu / sum(taken) / torch.get_num_threads(),
         "load": load,
     }
+
+
+def attention(step: Callable[[], object], runtime: "Runtime") -> str:
+    """What a step's attention takes longest in: a kernel on a GPU, torch's operator on a CPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = runtime.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as seen:
+        step()
+        runtime.synchronize()
+    taken = {
+        one.key: one.self_device_time_total if on_gpu else one.self_cpu_time_total
+        for one in seen.key_averages()
+        if re.search("attention|sdpa|fmha|flash", one.key, re.IGNORECASE)
+    }
+    return max(taken, key=lambda name: taken[name], default="not seen")
 
 
 def resident(field: str = "VmRSS") -> int:

@@ -57,7 +57,8 @@ def text(tmp_path: Path) -> Path:
 
 def speed_of(tokens_per_second: float, **more: float) -> dict[str, float]:
     found = {"tokens_per_second": tokens_per_second, "step_seconds": 8192 / tokens_per_second, "first_seconds": 60.0,
-             "memory_bytes": 5e8, "flops_per_token": 2e6, "peak_flops": 1e10, "cpu_share": 1.0}  # fmt: skip
+             "memory_bytes": 5e8, "flops_per_token": 2e6, "peak_flops": 1e10, "cpu_share": 1.0,
+             "attention": "sdpa"}  # fmt: skip
     return {**found, **more}
 
 
@@ -126,6 +127,7 @@ def test_a_step_is_measured(worker: ModuleType, contender: str) -> None:
     assert found["memory_bytes"] > 0
     assert found["flops_per_token"] == config_for_depth(1, 300, 32).flops_per_token
     assert found["peak_flops"] > 1e9
+    assert "attention" in found["attention"]
 
 
 def test_contenders_take_turns_with_the_smallest_micro_batch_that_is_fast(
@@ -161,6 +163,32 @@ def test_contenders_take_turns_with_the_smallest_micro_batch_that_is_fast(
     count = len(calls)
     assert speed.measured(bench.Lines(lines.path), rows, 2, 10.0) == found
     assert len(calls) == count
+
+
+def test_rows_are_those_of_the_machine_and_a_gpu_takes_as_many_as_it_has_memory_for(
+    bench: ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.hardware.gpu_names", list)
+    assert bench.rows_of(bench.Config()) == ("d4", "d4_one_row", "d4_accumulated", "d6", "d8")
+    monkeypatch.setattr("nanochat.hardware.gpu_names", lambda: ["NVIDIA H200"])
+    assert bench.rows_of(bench.Config()) == ("cuda_d12", "cuda_d20")
+    speed, calls = bench.speed, list[Any]()
+
+    def run_worker(job: Any, **environment: str) -> dict[str, Any]:
+        calls.append(job)
+        most = 16 if job.contender == "ours" else 8
+        return speed_of(1000.0 * job.micro) if job.micro <= most else {"out_of_memory": True}
+
+    monkeypatch.setattr(speed, "run_worker", run_worker)
+    found = speed.measured(lines, {"cuda_d12": speed.ROWS["cuda_d12"]}, 1, 10.0)["cuda_d12"]
+    assert {who: each["micro"] for who, each in found.items()} == {
+        "ours.bfloat16.compiled": 16, "ours.bfloat16.eager": 16, "transformers.bfloat16.compiled": 8,
+    }  # fmt: skip
+    assert {(job.device, job.sequence_len, job.vocab_size, job.rows) for job in calls} == {("cuda", 2048, 65_536, 256)}
+    assert max(job.micro for job in calls if job.contender == "ours") == 32
+    monkeypatch.setattr(speed, "run_worker", lambda job, **_: {"out_of_memory": True})
+    with pytest.raises(UserError, match="runs out of memory with 4 rows of depth 20: leave that row out"):
+        speed.measured(lines, {"cuda_d20": speed.ROWS["cuda_d20"]}, 1, 10.0)
 
 
 def test_compilation_pays_when_a_compiled_run_has_made_as_many_steps(bench: ModuleType) -> None:
@@ -313,9 +341,14 @@ def test_the_last_line_has_its_keys_and_tells_what_was_measured_earlier(
     assert [json.loads(line) for line in drawn] == curve
 
 
-def test_wrong_flags_are_refused_in_one_sentence(bench: ModuleType, tmp_path: Path) -> None:
+def test_wrong_flags_are_refused_in_one_sentence(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanochat.hardware.gpu_names", list)
     with pytest.raises(UserError, match="no row is called 'd5'; there are d4, d4_one_row"):
         bench.main(bench.Config(rows=("d5",)))
+    with pytest.raises(UserError, match="row 'cuda_d20' is measured on an NVIDIA GPU, and nvidia-smi shows none here"):
+        bench.main(bench.Config(rows=("d4", "cuda_d20")))
     with pytest.raises(UserError, match="one round and one seed at least, got 0 and 3"):
         bench.main(bench.Config(rounds=0))
     with pytest.raises(UserError, match="holds 0 parquet shards, two are needed: name a folder by --text"):
