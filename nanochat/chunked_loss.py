@@ -9,6 +9,8 @@ Shapes: N tokens, D width, V vocabulary.
 Lesson: lessons/13_backward_by_hand
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.autograd.function import FunctionCtx, once_differentiable
 
@@ -21,15 +23,56 @@ MOST_TOKENS = {"cpu": 2048, "other": 1 << 16}
 LEAST_TOKENS = 256
 
 
+LossBlock = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float | None, bool], torch.Tensor]
+
+
+def loss_block(
+    raw: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, softcap: float | None, needs_gradient: bool
+) -> torch.Tensor:
+    """Losses (n,) of raw logits (n, V), which are then overwritten by the gradient of the weighted loss.
+
+    `index` (n, 1) are the targets, `weights` (n,) give the format of the sums. As few passes over (n, V) as there are
+    distinct operations; through torch.compile they are one or two.
+    """
+    if softcap is None:
+        logits = raw.to(weights.dtype)
+    else:
+        squeezed = raw.to(weights.dtype).mul_(1 / softcap).tanh_()
+        logits = squeezed * softcap
+    if softcap is None or softcap > 30:  # below that no exponential can overflow
+        logits -= logits.amax(1, keepdim=True)
+    picked = logits.gather(1, index)
+    exponentials = logits.exp_()
+    total = exponentials.sum(1, keepdim=True)
+    losses = (total.log() - picked).squeeze(1)
+    if needs_gradient:
+        weight = weights.unsqueeze(1)
+        if torch.compiler.is_compiling():  # a comparison joins the other operations, scattering does not
+            hit = torch.arange(raw.size(1), device=raw.device) == index
+            gradient = exponentials * (weight / total) - weight * hit
+        else:
+            gradient = exponentials.mul_(weight / total).scatter_add_(1, index, -weight)
+        if softcap is not None:  # d squeezed = 1 - squeezed^2
+            gradient.addcmul_(gradient, squeezed.square_(), value=-1)
+        raw.copy_(gradient)
+    return losses
+
+
 def chunked_cross_entropy(
-    x: torch.Tensor, head: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, softcap: float | None
+    x: torch.Tensor,
+    head: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    softcap: float | None,
+    block: LossBlock = loss_block,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted sum of the tokens' losses, and each token's loss.
 
     x (N, D), head (V, D), targets (N,) of ids, weights (N,) float: a token of weight 0 counts for nothing.
     Returns a scalar that carries gradient to x and head, and losses (N,) in nats that carry none; both are `wide`.
+    `block` is `loss_block` or that compiled.
     """
-    total, losses = _ChunkedCrossEntropy.apply(x, head, targets, weights.to(wide(x.dtype)), softcap)
+    total, losses = _ChunkedCrossEntropy.apply(x, head, targets, weights.to(wide(x.dtype)), softcap, block)
     return total, losses
 
 
@@ -57,6 +100,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         weights: torch.Tensor,
         softcap: float | None,
+        block: LossBlock,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs_gradient = x.requires_grad or head.requires_grad
         kind = "cpu" if x.device.type == "cpu" else "other"
@@ -71,9 +115,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             chunk = slice(start, start + chunk_tokens)
             raw = x[chunk] @ cast_head.mT  # (n, V), overwritten by its gradient
             for first in range(0, raw.size(0), block_tokens):
-                block = raw[first : first + block_tokens]
-                place = slice(start + first, start + first + block.size(0))
-                losses[place] = _block(block, index[place], weights[place], softcap, needs_gradient)
+                some = raw[first : first + block_tokens]
+                place = slice(start + first, start + first + some.size(0))
+                losses[place] = block(some, index[place], weights[place], softcap, needs_gradient)
             if x_gradient is not None:
                 x_gradient[chunk] = raw @ cast_head
                 of_chunk = raw.mT @ x[chunk]
@@ -87,35 +131,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: FunctionCtx, scale: torch.Tensor, _: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None]:
         x_gradient, head_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
         if scale.device.type == "cpu" and scale.item() == 1:  # as in training: saves a pass over the head
-            return x_gradient, head_gradient, None, None, None
-        return x_gradient * scale, head_gradient * scale, None, None, None
-
-
-def _block(
-    raw: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, softcap: float | None, needs_gradient: bool
-) -> torch.Tensor:
-    """Losses (n,) of raw logits (n, V), which are then overwritten by the gradient of the weighted loss.
-
-    In the format of the weights, with as few passes over (n, V) as there are distinct operations.
-    """
-    if softcap is None:
-        logits = raw.to(weights.dtype)
-    else:
-        squeezed = raw.to(weights.dtype).mul_(1 / softcap).tanh_()
-        logits = squeezed * softcap
-    if softcap is None or softcap > 30:  # below that no exponential can overflow
-        logits -= logits.amax(1, keepdim=True)
-    picked = logits.gather(1, index)
-    exponentials = logits.exp_()
-    total = exponentials.sum(1, keepdim=True)
-    losses = (total.log() - picked).squeeze(1)
-    if needs_gradient:
-        weight = weights.unsqueeze(1)
-        gradient = exponentials.mul_(weight / total).scatter_add_(1, index, -weight)
-        if softcap is not None:  # d squeezed = 1 - squeezed^2
-            gradient.addcmul_(gradient, squeezed.square_(), value=-1)
-        raw.copy_(gradient)
-    return losses
+            return x_gradient, head_gradient, None, None, None, None
+        return x_gradient * scale, head_gradient * scale, None, None, None, None

@@ -18,7 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from nanochat.attention import attend, rotary_table, rotate, window_mask
-from nanochat.chunked_loss import capped_logits, chunked_cross_entropy, wide
+from nanochat.chunked_loss import LossBlock, capped_logits, chunked_cross_entropy, loss_block, wide
 from nanochat.gpt_config import GPTConfig
 from nanochat.tricks import Tricks
 
@@ -162,6 +162,7 @@ class GPT(nn.Module):
         self.config = config
         self.dtype = dtype
         self.activation_checkpointing = False  # keep only each layer's input, and compute the rest again in backward
+        self.loss_block: LossBlock = loss_block
         self.transformer = Transformer(config)
         self.tricks = Tricks(config)
         self.lm_head = Linear(config.n_embd, config.vocab_size)
@@ -253,14 +254,21 @@ class GPT(nn.Module):
             weights = counted / counted.sum().clamp_min(1.0)
         else:
             weights = weights.reshape(-1) * counted
-        total, _ = chunked_cross_entropy(x.flatten(0, 1), self.lm_head.weight, flat, weights, self.config.logit_softcap)
+        total, _ = self._cross_entropy(x, flat, weights)
         return total
 
     @torch.no_grad()
     def token_losses(self, idx: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The loss (B, T) in nats of each target, 0 where it is -1."""
         flat = targets.reshape(-1)
-        x = self.hidden(idx).flatten(0, 1)
+        x = self.hidden(idx)
         counted = (flat != IGNORED_TARGET).to(wide(x.dtype))
-        _, losses = chunked_cross_entropy(x, self.lm_head.weight, flat, counted, self.config.logit_softcap)
+        _, losses = self._cross_entropy(x, flat, counted)
         return (losses * counted).view_as(targets)
+
+    def _cross_entropy(
+        self, hidden: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weighted sum of the losses of hidden (B, T, C) against flat targets, and each loss."""
+        flat, head = hidden.flatten(0, 1), self.lm_head.weight
+        return chunked_cross_entropy(flat, head, targets, weights, self.config.logit_softcap, self.loss_block)

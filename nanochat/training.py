@@ -13,6 +13,7 @@ import torch
 
 from nanochat import dataset
 from nanochat.checkpoint_files import Meta
+from nanochat.chunked_loss import loss_block
 from nanochat.dataloader import DocumentLoader, one_epoch
 from nanochat.gpt import GPT, IGNORED_TARGET
 from nanochat.log import progress
@@ -33,8 +34,9 @@ def compiled(model: GPT, mode: CompileMode, plan: TrainPlan, runtime: Runtime) -
     Decided from the plan and not by a clock, so that a resumed run computes the same bits. Only batches of the plan's
     shape take that way: samples and tasks come in any shape, and each new one would be compiled for minutes.
     """
-    rate = 4e11 if runtime.dtype == torch.bfloat16 else 1.5e11  # FLOP/s, what two cores were measured to do
-    on_cpu_worth_it = runtime.device.type == "cpu" and plan.total_flops / plan.world_size / rate > 120
+    # FLOP/s of two cores, and seconds after which a compiled run was ahead there, measured with and without AMX
+    rate, pays_after = (4e11, 120) if runtime.dtype == torch.bfloat16 else (1.5e11, 300)
+    on_cpu_worth_it = runtime.device.type == "cpu" and plan.total_flops / plan.world_size / rate > pays_after
     if mode == "on" or (mode == "auto" and (runtime.device.type == "cuda" or on_cpu_worth_it)):
         plain, fast = model.hidden, torch.compile(model.hidden, dynamic=False)
         shape = (plan.device_batch_size, plan.sequence_len)
@@ -43,6 +45,8 @@ def compiled(model: GPT, mode: CompileMode, plan: TrainPlan, runtime: Runtime) -
             return fast(idx) if idx.shape == shape else plain(idx)
 
         model.hidden = hidden  # type: ignore[method-assign]
+        if runtime.device.type == "cuda":  # by their bytes, eager passes over 65,536 logits cost as much as depth 12
+            model.loss_block = torch.compile(loss_block)
     return model
 
 

@@ -1,6 +1,7 @@
 """The model against transformers' own code on the same weights, and the properties that its design promises."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,6 +95,27 @@ def test_the_chunked_loss_and_its_gradients_equal_torch(monkeypatch: pytest.Monk
     torch.testing.assert_close(ours(x, y).detach(), loss.detach(), atol=1e-6, rtol=1e-6)
     for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("softcap", [None, 15.0])
+def test_the_compiled_loss_and_its_gradients_are_those_of_the_plain_one(
+    monkeypatch: pytest.MonkeyPatch, softcap: float | None
+) -> None:
+    """As a GPU takes it, chunks of two sizes; losses without a gradient too."""
+    monkeypatch.setattr("nanochat.chunked_loss.LEAST_TOKENS", 1)
+    for sizes in (chunked_loss.CHUNK_VALUES, chunked_loss.BLOCK_VALUES):
+        monkeypatch.setitem(sizes, "cpu", 97 * 20)
+    idx = torch.randint(0, 97, (2, 33), generator=torch.Generator().manual_seed(2))
+    x, y = idx[:, :-1], idx[:, 1:].clone()
+    y[0, :10] = -1
+    plain, ours = (random_model(replace(SMALL, logit_softcap=softcap)) for _ in range(2))
+    ours.loss_block = torch.compile(chunked_loss.loss_block)
+    torch.testing.assert_close(ours.token_losses(x, y), plain.token_losses(x, y), atol=1e-6, rtol=1e-6)
+    for model in (plain, ours):
+        model(x, y).backward()
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-7, rtol=1e-5, msg=name)
 
 
 def test_weights_scale_each_tokens_gradient() -> None:
