@@ -57,7 +57,7 @@ class Config(RunFlags):
     dtype: str = "auto"
     """Format of matrix products: auto, bfloat16 or float32."""
     compile: CompileMode = "auto"
-    """torch.compile; auto: not on CPU for less than two minutes of training."""
+    """torch.compile; auto: on a GPU, and on a CPU where training is long enough for it to pay."""
     seed: int = 42
     """Of the mixture and the order of data."""
     dry_run: bool = False
