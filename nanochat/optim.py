@@ -6,7 +6,8 @@ nearly orthogonal, so that every direction is learned at the same speed; its ari
 state dict holds whole tensors by parameter name and does not know how many ranks there were.
 
 Any number of ranks comes to the same losses and weights but for rounding: over 20 steps within 1e-9 in float64 and
-1e-5 in float32. Where Muon multiplies in bfloat16 the losses stay within 1e-4, while single weights part by more.
+1e-5 in float32 (3e-5 with all `tricks`). Where Muon multiplies in bfloat16 the losses stay within 1e-4, while single
+weights part by more.
 
 Lessons: lessons/14_optimizers, lessons/18_two_processes
 """
