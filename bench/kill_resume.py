@@ -168,7 +168,7 @@ def campaign(config: Config, kills: int, log: Path, told: Path) -> list[dict[str
     while True:
         done = sum("kill" in record for record in records)
         number = sum("bitwise_equal" in record for record in records)
-        tag, moments = f"round{number}", random.Random(f"{config.seed}-{done}")
+        tag, moments = f"round{number}", random.Random(f"{config.seed}-{len(records)}")
         child = forked(lambda tag=tag: train(tag), log)
         if done >= kills:
             finished(child, log)
@@ -183,10 +183,11 @@ def campaign(config: Config, kills: int, log: Path, told: Path) -> list[dict[str
                       "reached": last, "resumes_from": newest, "repeated": last - newest, "corrupt": corrupt,
                       "in_a_save": any(folder_of(tag).glob("step_*.tmp-*"))})  # fmt: skip
                 continue
-        if reached(tag) == STEPS:
-            wrong = differences(tag, "peace")
-            tell({"round": number, "bitwise_equal": not wrong, "differs": wrong})
-            shutil.rmtree(folder_of(tag))
+        if reached(tag) != STEPS:
+            raise UserError(f"a run that nobody killed has failed; the end of {log}: {log.read_text()[-2000:]}")
+        wrong = differences(tag, "peace")
+        tell({"round": number, "bitwise_equal": not wrong, "differs": wrong})
+        shutil.rmtree(folder_of(tag))
         if done >= kills:
             return records
 

@@ -53,6 +53,29 @@ def test_every_difference_from_the_run_in_peace_is_found(bench: ModuleType, base
     }
 
 
+def test_a_run_that_ends_before_its_kill_is_followed_by_one_with_another_moment(
+    bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same moment came again and again, for ever; and a run that failed by itself was begun again, for ever."""
+    moments: list[tuple[str, float]] = []
+
+    def kill(child: int, tag: str, moment: str, delay: float) -> bool:
+        moments.append((moment, delay))
+        if len(moments) == 4:
+            monkeypatch.setattr(bench, "reached", lambda tag: 7)
+        return False
+
+    monkeypatch.setattr(bench, "kill", kill)
+    for name in ("forked", "finished", "differences"):
+        monkeypatch.setattr(bench, name, lambda *_: [])
+    monkeypatch.setattr(bench, "reached", lambda tag: bench.STEPS)
+    monkeypatch.setattr(bench.shutil, "rmtree", lambda *_, **__: None)
+    (tmp_path / "log").write_text("why", encoding="utf-8")
+    with pytest.raises(bench.UserError, match=r"nobody killed has failed.*why"):
+        bench.campaign(bench.Config(), 2, tmp_path / "log", tmp_path / "told")
+    assert len(set(moments)) == 4
+
+
 @pytest.mark.slow
 def test_eight_kills_at_random_moments_leave_no_trace(tmp_path: Path) -> None:
     """Half of them in a save; weights, optimizer, data, generators and logged losses to the last bit."""
