@@ -8,6 +8,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -165,3 +166,12 @@ def asked(page: Page, question: str) -> None:
 def answer(page: Page) -> Locator:
     """The last answer."""
     return page.locator(".assistant").last
+
+
+def becomes(page: Page, expression: str) -> None:
+    """Wait until a JavaScript expression or function is true. Playwright's own `wait_for_function` asks a second time
+    by `eval` inside of the page, which the page's rules forbid."""
+    deadline = time.monotonic() + LONG_SECONDS
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"{expression} is not true after {LONG_SECONDS} s"
+        time.sleep(0.02)

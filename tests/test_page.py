@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from page_server import DESK, LONG_SECONDS, PHONE, WAIT, Script, answer, ask, asked, finished, refusal
+from page_server import DESK, LONG_SECONDS, PHONE, WAIT, Script, answer, ask, asked, becomes, finished, refusal
 from playwright.sync_api import Page, expect
 
 from nanochat.conversation import Conversation
@@ -250,7 +250,7 @@ def test_markdown_is_shown_and_code_and_answers_are_copied(open_page: Open, scri
     expect(page.get_by_role("status").filter(has_text="Copied.")).to_have_count(1)
     assert page.evaluate(pasted) == "if 1 < 2:\n    print('<b>')"
     page.get_by_label("Copy the answer").click()
-    page.wait_for_function(f"async () => (await {pasted}).startsWith('Some')")
+    becomes(page, f"async () => (await {pasted}).startsWith('Some')")
     assert page.evaluate(pasted) == text
 
 
@@ -260,7 +260,7 @@ def test_without_a_clipboard_copying_takes_the_older_way(open_page: Open):
     page.evaluate("document.addEventListener('copy', () => (window.copied = getSelection().toString()))")
     asked(page, "hello")
     page.get_by_label("Copy the answer").click()
-    page.wait_for_function("window.copied === 'You said: hello'")
+    becomes(page, "window.copied === 'You said: hello'")
 
 
 @both_sizes
@@ -326,7 +326,7 @@ def test_the_newest_line_stays_in_view_unless_one_reads_above(open_page: Open, s
     below = "document.getElementById('scroll').scrollHeight - scroll.scrollTop - scroll.clientHeight"
     ask(page, "count")
     expect(answer(page)).to_contain_text("line 59")
-    page.wait_for_function(f"{below} < 5")
+    becomes(page, f"{below} < 5")
     expect(page.get_by_label("To the latest line")).to_be_hidden()
     page.mouse.move(200, 300)
     page.mouse.wheel(0, -900)
@@ -336,7 +336,7 @@ def test_the_newest_line_stays_in_view_unless_one_reads_above(open_page: Open, s
     finished(page)
     assert abs(page.evaluate("scroll.scrollTop") - above) < 5
     page.get_by_label("To the latest line").click()
-    page.wait_for_function(f"{below} < 5")
+    becomes(page, f"{below} < 5")
 
 
 def test_what_is_written_stays_while_the_rest_is_being_written(open_page: Open, script: Script):

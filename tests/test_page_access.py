@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from page_server import DESK, PHONE, WAIT, Script, answer, ask, asked, finished, refusal
+from page_server import DESK, PHONE, WAIT, Script, answer, ask, asked, becomes, finished, refusal
 from playwright.sync_api import Page, expect
 
 pytest_plugins = ["page_fixtures"]
@@ -84,7 +84,7 @@ def test_all_is_reached_by_the_keyboard_alone(open_page: Open, script: Script):
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") != "none", (
             f"{name} shows no focus"
         )
-        page.wait_for_function("() => document.activeElement.checkVisibility({ opacityProperty: true })")
+        becomes(page, "() => document.activeElement.checkVisibility({ opacityProperty: true })")
     assert reached[:3] == ["Hide the list", "New chat", "hello"]
     assert {
         "Settings",

@@ -3,7 +3,21 @@
 from collections.abc import Callable
 
 import pytest
-from page_server import DESK, DIE, LONG_SECONDS, PHONE, WAIT, PageServer, Script, answer, ask, asked, finished, refusal
+from page_server import (
+    DESK,
+    DIE,
+    LONG_SECONDS,
+    PHONE,
+    WAIT,
+    PageServer,
+    Script,
+    answer,
+    ask,
+    asked,
+    becomes,
+    finished,
+    refusal,
+)
 from page_server import running as running_server
 from playwright.sync_api import Page, expect
 from starlette.responses import PlainTextResponse, Response
@@ -35,7 +49,7 @@ def test_while_it_waits_one_may_try_now_or_stop(open_page: Open, script: Script,
     expect(waiting).to_contain_text("Trying again in 49 s.")
     expect(page.get_by_role("button", name="Try now")).to_be_focused()
     page.keyboard.press("Enter")
-    page.wait_for_function("Boolean(runs.get(chat.id)?.retryNow)")
+    becomes(page, "Boolean(runs.get(chat.id)?.retryNow)")
     expect(waiting).to_contain_text("Trying again")
     page.get_by_label("Stop the answer").click()
     expect(answer(page)).to_contain_text("Stopped.")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of
-from page_server import DESK, LONG_SECONDS, PHONE, Script, answer, asked, finished, refusal, running
+from page_server import DESK, PHONE, Script, answer, asked, becomes, finished, refusal, running
 from playwright.sync_api import Browser, Page, Route, expect
 
 from nanochat.command import UserError
@@ -128,6 +128,4 @@ def test_the_real_server_asks_for_its_key_and_ends_what_nobody_reads(open_page: 
         page.get_by_role("button", name="Try again").click()
         expect(answer(page)).to_contain_text("xxx")
         page.get_by_label("Stop the answer").click()
-        page.wait_for_function(
-            "async () => (await (await fetch('health')).json()).running === 0", timeout=LONG_SECONDS * 1000
-        )
+        becomes(page, "async () => (await (await fetch('health')).json()).running === 0")
