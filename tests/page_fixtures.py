@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-smooth-scrolling",  # a place scrolled to is reached at once
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
 
