@@ -108,8 +108,9 @@ class Stage:
     def __init__(self, config: GPTConfig, rows: int, runtime: Runtime, activation_checkpointing: bool):
         with torch.random.fork_rng(devices=[]):  # torch's embedding draws numbers when it is made
             self.model = GPT(config, runtime.dtype).to(runtime.device)
-        for parameter in self.model.parameters():  # constant and cheap: only time and memory are looked at
-            torch.nn.init.constant_(parameter, 0.01)
+        generator = torch.Generator(runtime.device).manual_seed(0)
+        for parameter in self.model.parameters():  # equal ones make gradients so small that products are denormal
+            torch.nn.init.uniform_(parameter, -0.05, 0.05, generator=generator)
         self.model.activation_checkpointing = activation_checkpointing
         alone = replace(runtime, rank=0, world_size=1)
         self.optimizer = MuonAdamW(dict(self.model.named_parameters()), self.model.roles(), Rates(), alone)

@@ -66,6 +66,15 @@ def test_a_rehearsal_draws_no_random_number_of_the_runs() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_gradients_are_as_large_as_in_training() -> None:
+    """Squares of much smaller ones are denormal, with which a CPU's products in float32 take thirty times as long."""
+    stage = Stage(SMALL, 2, CPU, False)
+    stage.micro_step(2)
+    matrices = {name: p.grad for name, p in stage.model.named_parameters() if p.ndim == 2 and p.grad is not None}
+    assert len(matrices) == 2 + 6 * 6
+    assert min(gradient.abs().max().item() for gradient in matrices.values()) > 1e-6
+
+
 def test_the_state_is_what_the_optimizer_holds() -> None:
     optimizer = Stage(SMALL, 1, CPU, False).optimizer
     held = sum(tensor.nbytes for name, tensor in optimizer.state_dict().items() if name != "steps")
