@@ -47,6 +47,11 @@ class LiveBytes(TorchDispatchMode):
         self.live = self.peak = 0
         self._seen: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Not hidden from torch.compile, for which its machinery would be imported: seconds, and 150 MB."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., object],

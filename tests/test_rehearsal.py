@@ -1,5 +1,8 @@
 """Rehearsals: bytes are counted as they are, depth is foretold from three layers, rows are found by trying."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from tiny import CPU
@@ -64,6 +67,16 @@ def test_a_rehearsal_draws_no_random_number_of_the_runs() -> None:
     rehearse(SMALL, 1, CPU, seconds=0.0)
     calibration.matmul_flops(64, CPU, 0.0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_nothing_of_the_compiler_is_imported() -> None:
+    program = (
+        "import sys, torch\nfrom nanochat.gpt_config import config_for_depth\nfrom nanochat.rehearsal import rehearse\n"
+        "from nanochat.runtime import Runtime\ncpu = Runtime(torch.device('cpu'), torch.float32)\n"
+        "print(len(rehearse(config_for_depth(2, 300, 64), 2, cpu, seconds=0.0)), 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4", "False"]
 
 
 def test_gradients_are_as_large_as_in_training() -> None:
