@@ -204,6 +204,7 @@ def draw(curves: dict[str, list[Point]], rows: list[dict], path: Path) -> None:
             axes.plot(xs, [row[field] / scale for row in kept], "o", label="measured")
             axes.set_xlabel(name)
             axes.set_ylabel(label)
+            axes.margins(y=0.1)
             axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
     figure.axes[0].legend()
