@@ -1,7 +1,7 @@
 """A server of the page that answers as a test tells it, and what a person does with the page.
 
-It speaks what the real server speaks (tests/test_page.py holds the two together), and can besides be slow, busy, wrong
-and gone.
+It speaks what the real server speaks (tests/test_page_serving.py holds the two together), and can besides be slow,
+busy, wrong and gone.
 """
 
 import asyncio
