@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
-from fake_engine import ANSWERS, FIRST_CHARACTER, NAMES, FakeEngine, FakeTokenizer, logprob
+from fake_engine import ANSWERS, FIRST_CHARACTER, NAMES, FakeEngine, FakeTokenizer, endless, logprob, talker
 from fastapi import FastAPI
 
 from nanochat.serving import worker
 from nanochat.serving.pool import Pool
 from nanochat.serving.wire import Facts
 
-__all__ = ["ANSWERS", "FIRST_CHARACTER", "NAMES", "FakeEngine", "FakeTokenizer", "logprob"]
+__all__ = ["ANSWERS", "FIRST_CHARACTER", "NAMES", "FakeEngine", "FakeTokenizer", "endless", "logprob", "talker"]
 
 
 class WorkerThread:

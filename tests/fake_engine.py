@@ -212,15 +212,26 @@ def logprob(id: int, alternatives: int) -> "TokenLogprob":
     return TokenLogprob(id, -0.25, tuple((id + place, -0.25 - place) for place in range(alternatives)))
 
 
+def endless(_: str) -> Iterator[Part]:
+    """An answer that never ends by itself, a letter a step."""
+    while True:
+        yield Part("text", "x")
+
+
+def slow() -> None:
+    """Before a step: a step that takes its time."""
+    time.sleep(0.002)
+
+
+def talker() -> FakeEngine:
+    """An engine whose answers never end by themselves."""
+    return FakeEngine(endless, context_len=10**9, before_step=slow)
+
+
 @contextmanager
 def make_endless() -> Iterator[tuple[FakeEngine, Facts]]:
-    """For a worker process: an engine that never ends by itself."""
-
-    def endless(_: str) -> Iterator[Part]:
-        while True:
-            yield Part("text", "x")
-
-    yield FakeEngine(endless, context_len=10**9, before_step=lambda: time.sleep(0.002)), {"step": 1}
+    """For a worker process."""
+    yield talker(), {"step": 1}
 
 
 @contextmanager

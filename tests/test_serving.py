@@ -7,12 +7,12 @@ from pathlib import Path
 
 import jinja2
 import pytest
-from fake_chat import FakeEngine, FakeTokenizer, pool_of
+from fake_chat import FakeEngine, FakeTokenizer, endless, pool_of
 from fastapi.testclient import TestClient
 from serving_client import HELLO, ask, client, refused
 
 from nanochat import chat_format
-from nanochat.conversation import Conversation, Message, Part
+from nanochat.conversation import Conversation, Message
 from nanochat.serving import page
 from nanochat.serving.answers import Asked, CompletionAnswer
 from nanochat.serving.journal import Journal
@@ -43,11 +43,6 @@ def complete(web: TestClient, prompt: object, **fields: object) -> dict:
     response = web.post("/v1/completions", json={"prompt": prompt, **fields})
     assert response.status_code == 200, response.text
     return response.json()
-
-
-def endless(_: str) -> Iterator[Part]:
-    while True:
-        yield Part("text", "x")
 
 
 # --- chat completions -------------------------------------------------------------------------------------------------

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of
+from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of, talker
 from tiny import tiny_model, tiny_tokenizer
 
-from nanochat.conversation import Part
 from nanochat.engine import Engine
 from nanochat.gpt import GPT
 from nanochat.serving.app import create_app
@@ -102,11 +101,7 @@ def test_openai_speaks_to_many_answers_at_once_without_waiting(openai: Any, url:
 
 
 def test_openai_closes_a_stream_and_the_row_is_free(openai: Any):
-    def endless(_: str) -> Iterator[Part]:
-        while True:
-            yield Part("text", "x")
-
-    engine = FakeEngine(answer=endless, context_len=10**9, before_step=lambda: threading.Event().wait(0.002))
+    engine = talker()
     with live_server(create_app(pool_of(engine), FakeTokenizer(), limits=Limits(max_tokens=10**8))) as url:
         ours = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         with ours.chat.completions.create(model="nanochat", messages=FRANCE, stream=True, max_tokens=10**8) as stream:
