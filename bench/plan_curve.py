@@ -1,4 +1,4 @@
-"""Memory and time of a training step against depth, rows and vocabulary: measured, beside what the plan foretells.
+"""Memory and time of a training step against depth, rows, vocabulary and length: measured, beside what is foretold.
 
     python bench/plan_curve.py [--quick] [--plot] [--out DIR]
 
@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -28,12 +28,13 @@ TOKENS_PER_STEP = 8192
 
 @dataclass(frozen=True)
 class Point:
-    """What is trained: rows of 512 tokens, 8,192 tokens per step."""
+    """What is trained, 8,192 tokens per step."""
 
     depth: int
     rows: int
     vocab_size: int
     activation_checkpointing: bool = False
+    sequence_len: int = 512
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Config:
     """Flags of the bench."""
 
     quick: bool = False
-    """Five small points instead of all."""
+    """Six small points instead of all."""
     plot: bool = False
     """Draw `plan_curve.png` too."""
     out: Path = Path("bench_out")
@@ -63,11 +64,13 @@ def points(quick: bool) -> dict[str, list[Point]]:
             "depth": [Point(2, 4, 8192), Point(4, 4, 8192), Point(6, 4, 8192)],
             "rows": [Point(4, 1, 8192), Point(4, 4, 8192)],
             "vocabulary": [Point(4, 4, 8192), Point(4, 4, 32_768)],
+            "length": [Point(4, 4, 8192), Point(4, 4, 8192, sequence_len=2048)],
         }
     return {
         "depth": [Point(depth, 4, 32_768) for depth in (2, 4, 6, 8, 10, 12)] + [Point(12, 4, 32_768, True)],
         "rows": [Point(4, rows, 8192) for rows in (1, 2, 4, 8, 16)],
         "vocabulary": [Point(4, 4, size) for size in (4096, 8192, 16_384, 32_768, 65_536)],
+        "length": [Point(4, 8192 // tokens, 8192, sequence_len=tokens) for tokens in (128, 256, 512, 1024, 2048)],
     }
 
 
@@ -90,7 +93,7 @@ def main(config: Config) -> None:
                 file.write(json.dumps(row) + "\n")
         rows.append(row)
         print(
-            f"depth {point.depth:2} rows {point.rows:2} vocabulary {point.vocab_size:6} "
+            f"depth {point.depth:2} rows {point.rows:2} of {point.sequence_len:4} vocabulary {point.vocab_size:6} "
             f"{'twice ' if point.activation_checkpointing else ''}"
             f"memory {row['bytes'] / 1e6:7,.0f} MB foretold {row['foretold_bytes'] / row['bytes'] - 1:+.0%}  "
             f"step {row['seconds']:6.2f} s foretold {row['foretold_seconds'] / row['seconds'] - 1:+.0%}",
@@ -143,7 +146,7 @@ def work(config: Config) -> dict[str, float]:
     from nanochat.training import accumulate
 
     point = Point(**json.loads(config.point))
-    model_config = config_for_depth(point.depth, point.vocab_size, 512)
+    model_config = config_for_depth(point.depth, point.vocab_size, point.sequence_len)
     with Runtime.start("cpu", config.dtype) as runtime:
         before = resident()
         plan = plan_training(
@@ -164,7 +167,7 @@ def work(config: Config) -> dict[str, float]:
         model.init_weights()
         model.activation_checkpointing = point.activation_checkpointing
         optimizer = MuonAdamW(dict(model.named_parameters()), model.roles(), Rates(), runtime)
-        ids = torch.randint(point.vocab_size, (point.rows, 513))
+        ids = torch.randint(point.vocab_size, (point.rows, point.sequence_len + 1))
         batches = iter(lambda: (ids[:, :-1], ids[:, 1:]), None)
         taken: list[float] = []
         while len(taken) < 4 or (sum(taken) < 6 and len(taken) < 12):
@@ -189,14 +192,13 @@ def draw(curves: dict[str, list[Point]], rows: list[dict], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 6), dpi=100, layout="constrained")
-    found = {
-        tuple(row["asked"][k] for k in ("depth", "rows", "vocab_size", "activation_checkpointing")): row for row in rows
-    }
+    figure = Figure(figsize=(14, 6), dpi=100, layout="constrained")
+    found = {tuple(row["asked"][field.name] for field in fields(Point)): row for row in rows}
     units = (("bytes", 1e9, "GB above imports"), ("seconds", 1.0, "seconds a step"))
     for column, (name, of_curve) in enumerate(curves.items()):
         plain = [point for point in of_curve if not point.activation_checkpointing]
-        xs = [{"depth": p.depth, "rows": p.rows, "vocabulary": p.vocab_size}[name] for p in plain]
+        along = {"depth": "depth", "rows": "rows", "vocabulary": "vocab_size", "length": "sequence_len"}[name]
+        xs = [getattr(point, along) for point in plain]
         for line, (field, scale, label) in enumerate(units):
             axes = figure.add_subplot(2, len(curves), 1 + column + line * len(curves))
             kept = [found[tuple(asdict(point).values())] for point in plain]

@@ -122,7 +122,10 @@ def extend(corners: Sequence[Corner], values: Sequence[float], layers: int, rows
 
 def _line(first: tuple[int, float], second: tuple[int, float], x: int) -> float:
     (x0, y0), (x1, y1) = first, second
-    return y0 if x0 == x1 else y0 + max(y1 - y0, 0.0) / (x1 - x0) * (x - x0)
+    if x0 == x1:
+        assert x == x0, f"measured at {x0} only, asked for {x}"
+        return y0
+    return y0 + max(y1 - y0, 0.0) / (x1 - x0) * (x - x0)
 
 
 def rows_that_fit(

@@ -146,10 +146,11 @@ def rehearse(
 ) -> list[Corner]:
     """Measure four corners: one and three layers, with at most `rows` rows and half as many.
 
-    Fewer rows are taken where so many would take too long. About `seconds` on a machine that the model suits; never
-    less than two rounds.
+    Fewer rows are taken where so many would take too long, but two numbers of them wherever the run has more than one:
+    from one alone nothing follows for others. About `seconds` on a machine that the model suits; never less than two
+    rounds.
     """
-    most = max(1, min(rows, REHEARSED_TOKENS[runtime.device.type] // config.sequence_len))
+    most = min(rows, max(2, REHEARSED_TOKENS[runtime.device.type] // config.sequence_len))
     counts = sorted({max(1, most // 2), most})
     stages: dict[int, Stage] = {}
     peaks: dict[tuple[int, int], tuple[int, int, int]] = {}

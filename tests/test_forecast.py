@@ -70,6 +70,11 @@ def test_one_layer_or_one_row_is_enough_where_the_run_has_no_more() -> None:
     assert extend([corner(1, 1), corner(2, 1)], [5.0, 6.0], 2, 1) == 6.0
 
 
+def test_of_one_number_of_rows_nothing_follows_for_others() -> None:
+    with pytest.raises(AssertionError, match="measured at 1 only, asked for 8"):
+        extend([corner(1, 1), corner(3, 1)], [5.0, 6.0], 3, 8)
+
+
 def test_a_clock_that_ran_backwards_does_not_make_a_deep_model_free() -> None:
     assert extend(CORNERS, [4.0, 4.0, 3.0, 3.0], 50, 4) == 4.0
 

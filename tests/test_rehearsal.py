@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,6 +60,13 @@ def test_the_bytes_of_six_layers_and_eight_rows_are_foretold_from_three_and_four
     assert extend(corners, [c.micro_bytes for c in corners], 6, 8) == pytest.approx(first, rel=0.03)
     assert extend(corners, [c.again_bytes for c in corners], 6, 8) == pytest.approx(second, rel=0.03)
     assert extend(corners, [c.update_bytes for c in corners], 6, 4) == pytest.approx(update, rel=0.03)
+
+
+def test_long_rows_are_rehearsed_one_and_two_at_a_time() -> None:
+    """Two of 2,048 tokens were too many once: only one was measured, and 32 were foretold to take as long as it."""
+    long = replace(SMALL, sequence_len=rehearsal.REHEARSED_TOKENS["cpu"], n_layer=1)
+    assert [c.rows for c in rehearse(long, 32, CPU, seconds=0.0)] == [1, 2]
+    assert [c.rows for c in rehearse(long, 1, CPU, seconds=0.0)] == [1]
 
 
 def test_a_rehearsal_draws_no_random_number_of_the_runs() -> None:
