@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import uvicorn
@@ -71,6 +71,12 @@ def live_server(app: FastAPI) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def wait(true: Callable[[], bool]) -> bool:
+    """Whether something becomes true: within two minutes, so that a test that would hang fails."""
+    pause = threading.Event()
+    return any(true() or pause.wait(0.01) for _ in range(12_000))
 
 
 def save_random_checkpoint(stage: str, context_len: int = 128) -> None:

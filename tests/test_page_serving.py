@@ -3,17 +3,15 @@
 import importlib.util
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of
+from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of, talker
 from page_server import DESK, PHONE, Script, answer, asked, becomes, finished, refusal, running
 from playwright.sync_api import Browser, Page, Route, expect
 
 from nanochat.command import UserError
-from nanochat.conversation import Part
 from nanochat.serving.app import create_app
 from nanochat.serving.page import build_page
 
@@ -114,13 +112,7 @@ def test_the_page_and_the_real_server_understand_one_another(open_page: Open, si
 
 
 def test_the_real_server_asks_for_its_key_and_ends_what_nobody_reads(open_page: Open):
-    def endless(_: str) -> Iterator[Part]:
-        while True:
-            time.sleep(0.002)
-            yield Part("text", "x")
-
-    engine = FakeEngine(endless, context_len=10**6)
-    with live_server(create_app(pool_of(engine), FakeTokenizer(), api_key="sesame")) as url:
+    with live_server(create_app(pool_of(talker()), FakeTokenizer(), api_key="sesame")) as url:
         page = open_page(f"{url}/")
         asked(page, "hello")
         page.get_by_label("Key", exact=True).fill("sesame")

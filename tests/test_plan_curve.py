@@ -56,6 +56,8 @@ def test_the_workers_measure_and_foretell_a_point(bench: ModuleType) -> None:
     foretold = bench.run("foretell", config, point)
     assert foretold["foretold_bytes"] > 16 * 80_000
     assert foretold["foretold_seconds"] > 0
+    short = bench.run("foretell", config, bench.Point(1, 16, 256, sequence_len=64))
+    assert short["foretold_bytes"] < 0.7 * foretold["foretold_bytes"]
     measured = bench.run("measure", config, point)
     assert measured["bytes"] > 16 * 80_000
     assert measured["seconds"] > 0

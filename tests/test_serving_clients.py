@@ -6,13 +6,13 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of, talker
+from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of, talker, wait
 from tiny import tiny_model, tiny_tokenizer
 
 from nanochat.engine import Engine
@@ -107,11 +107,6 @@ def test_openai_closes_a_stream_and_the_row_is_free(openai: Any):
         with ours.chat.completions.create(model="nanochat", messages=FRANCE, stream=True, max_tokens=10**8) as stream:
             assert next(iter(stream)).choices[0].delta.role == "assistant"
         assert wait(lambda: engine.cancelled == [0])
-
-
-def wait(true: Callable[[], bool]) -> bool:
-    pause = threading.Event()
-    return any(true() or pause.wait(0.01) for _ in range(LONG_SECONDS * 100))
 
 
 def test_openai_understands_our_errors(openai: Any, client: Any):

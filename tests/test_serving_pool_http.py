@@ -3,12 +3,12 @@
 import json
 import socket
 import threading
-from collections.abc import Callable
 
 import httpx
 import pytest
-from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of, talker
+from fake_chat import FakeEngine, FakeTokenizer, live_server, pool_of, talker, wait
 from fastapi.testclient import TestClient
+from serving_client import HELLO
 
 from nanochat.serving import responses
 from nanochat.serving.app import create_app
@@ -16,7 +16,6 @@ from nanochat.serving.pool import Pool
 from nanochat.serving.protocol import Limits
 
 LONG_SECONDS = 120  # a test that would hang fails after this
-HELLO = [{"role": "user", "content": "hello"}]
 
 
 def app_of(pool: Pool, **limits: float):
@@ -54,11 +53,6 @@ def test_a_client_that_goes_away_frees_its_row(stream: bool):
         assert wait(lambda: not engine.rows), "the engine went on generating for nobody"
         assert wait(lambda: httpx.get(f"{url}/health", timeout=LONG_SECONDS).json()["running"] == 0)
     assert engine.cancelled == [0]
-
-
-def wait(true: Callable[[], bool]) -> bool:
-    pause = threading.Event()
-    return any(true() or pause.wait(0.01) for _ in range(LONG_SECONDS * 100))
 
 
 def test_an_answer_that_takes_too_long_is_ended_with_an_error():
