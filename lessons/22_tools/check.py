@@ -136,8 +136,22 @@ def test_a_program_that_takes_away_your_functions_still_fails() -> None:
     assert not mine.run_program(code).passed, "it replaced functions of os and sys, and its failure was not seen"
 
 
-def test_an_endless_program_is_stopped() -> None:
-    found = mine.run_program("print('begun', flush=True)\nwhile True: pass", seconds=1.0)
+ENDLESS = "while True: pass"
+# Hashing lets go of the interpreter's lock, so two threads spend two seconds of CPU in one.
+ENDLESS_THREADS = """
+import hashlib, threading
+block = bytes(1 << 20)
+def work():
+    while True:
+        hashlib.sha256(block)
+threading.Thread(target=work).start()
+work()
+"""
+
+
+@pytest.mark.parametrize("code", [ENDLESS, ENDLESS_THREADS], ids=["on one core", "on two"])
+def test_an_endless_program_is_stopped(code: str) -> None:
+    found = mine.run_program(f"print('begun', flush=True)\n{code}", seconds=1.0)
     assert not found.passed, "an endless program passed"
     assert "time" in found.why, f"why should say that time ran out, it is {found.why!r}"
     assert "begun" in found.output, f"what it wrote before should be in output, which is {found.output!r}"

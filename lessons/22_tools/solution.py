@@ -161,16 +161,19 @@ def run_program(code: str, seconds: float = 2.0, memory_bytes: int = 256 << 20) 
         )  # fmt: skip
         try:
             output, told = child.communicate(word, timeout=seconds)
-            why = ""
+            timed_out = os.name == "posix" and child.returncode == -signal.SIGXCPU  # two threads spend two a second
         except subprocess.TimeoutExpired:
             kill(child)
             output, told = child.communicate()
-            why = f"timed out after {seconds:g} seconds"
+            timed_out = True
         kill(child)
     _, found, verdict = told.partition(word)
-    if not why and not found:
+    why = ""
+    if timed_out:
+        why = f"timed out after {seconds:g} seconds"
+    elif not found:
         why = f"left early with exit code {child.returncode}"
-    elif not why and not verdict.startswith(b"+"):
+    elif not verdict.startswith(b"+"):
         why = verdict.removesuffix(word)[1:].decode(errors="replace")
     return Outcome(not why, output.decode(errors="replace"), why)
 
