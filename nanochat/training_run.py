@@ -109,7 +109,11 @@ class Progress:
             "train_seconds": self.train_seconds,
         }
         if self.peak_flops:
-            record["mfu"] = self.flops_per_token * self.plan.total_batch_size / seconds / self.peak_flops
+            reached = self.flops_per_token * self.plan.total_batch_size / seconds
+            if reached > self.peak_flops and hardware.peak_flops(runtime.device_name) is None:
+                # Other programs held the cores when it was measured.
+                self.peak_flops = max(reached, calibration.peak_flops(runtime) * runtime.world_size)
+            record["mfu"] = reached / self.peak_flops
         return record
 
     @property

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from small_runs import pretrain, same_run, stopped_and_resumed
 from tiny import CPU, plan_of, random_model, rank, tiny_model
 
-from nanochat import hardware, paths, training, training_run
+from nanochat import calibration, hardware, paths, training, training_run
 from nanochat.checkpoint_files import save_checkpoint, steps_of
 from nanochat.checkpoint_manager import find_checkpoint, load_model
 from nanochat.command import UserError
@@ -85,6 +85,21 @@ def test_the_records_of_two_steps(seconds: list[float], monkeypatch: pytest.Monk
     line = progress.line(second)
     assert line.startswith("step 00002/00004 | loss 4.0000 | lr x0.50 | 4000 ms | ")
     assert f"{tokens / 4:,.0f} tokens/s | mfu {float(second['mfu']):.1%} | 0:06 done, 0:06 left" in line
+
+
+def test_a_peak_that_a_step_exceeds_is_measured_again(seconds: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan_of(random_model(config_for_depth(1, 300, 64)), num_iterations=4)
+    flops = made.total_flops / 4
+    monkeypatch.setattr(calibration, "peak_flops", lambda runtime: measured.pop(0))
+    progress = Progress(made, made.total_flops / made.total_tokens, flops / 10)
+    measured = [2 * flops, flops]
+    shares = []
+    for step_seconds in (20.0, 1.0, 0.8, 0.25):
+        seconds += [0.0, step_seconds]
+        progress.begin(CPU)
+        shares.append(progress.end(5.0, 1.0, CPU)["mfu"])
+    assert shares == pytest.approx([0.5, 0.5, 0.625, 1.0])
+    assert measured == []
 
 
 def test_the_smooth_loss_follows_the_last_twenty_steps_or_so(seconds: list[float]) -> None:
