@@ -181,6 +181,17 @@ def test_enter_sends_and_shift_enter_breaks_the_line(open_page: Open):
     expect(field).to_have_value("")
 
 
+def test_the_open_drawer_shows_defaults_as_soon_as_the_server_tells_them(open_page: Open, script: Script):
+    script.defaults, script.key = {"temperature": 0.6}, "secret"
+    page = open_page()
+    page.get_by_role("button", name="Settings").click()
+    field = page.get_by_label("Temperature")
+    expect(field).not_to_have_attribute("placeholder", "0.6")
+    page.get_by_label("Key", exact=True).fill("secret")
+    page.keyboard.press("Tab")
+    expect(field).to_have_attribute("placeholder", "0.6")
+
+
 @both_sizes
 def test_system_text_and_sampling_are_set_in_the_drawer(open_page: Open, script: Script, size: dict):
     script.defaults = {"temperature": 0.6, "top_k": 50}

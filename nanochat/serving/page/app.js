@@ -194,6 +194,7 @@ async function meetModel() {
     model = await fetchModel(remembered("key"));
     $("model").textContent = model.id;
     $("model").className = "here";
+    drawer.suggest(model.defaults ?? {});
   } catch (failure) {
     $("model").textContent = failure.status === 401 ? "This server asks for a key." : failure.message;
     $("model").className = "";
@@ -210,7 +211,6 @@ function fold(folded) {
 
 const drawer = openDrawer(preferences, {
   chat: () => chat,
-  model: () => model,
   key: () => remembered("key"),
   changed() {
     store.savePreferences(preferences);

@@ -48,11 +48,9 @@ function openDrawer(preferences, acts) {
 
   function show() {
     const chat = acts.chat();
-    const defaults = acts.model()?.defaults ?? {};
     system.value = chat.system;
     FIELDS.forEach(({ name, hint }, i) => {
       inputs[i].value = chat.sampling[name] ?? "";
-      inputs[i].placeholder = Number.isFinite(defaults[name]) ? defaults[name] : "";
       inputs[i].setAttribute("aria-invalid", "false");
       $(`${name}-hint`).textContent = hint;
     });
@@ -98,6 +96,10 @@ function openDrawer(preferences, acts) {
       if (field) $(field).focus();
     },
     isOpen: () => drawer.open,
+    // What the server takes where a field is empty; it may be known only after the drawer was opened.
+    suggest(defaults) {
+      FIELDS.forEach(({ name }, i) => (inputs[i].placeholder = Number.isFinite(defaults[name]) ? defaults[name] : ""));
+    },
   };
 }
 
