@@ -87,7 +87,7 @@ def test_the_notebook_runs(lesson: Lesson, own: Path, shared_target: None, monke
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(lesson.folder / "lesson.ipynb", as_version=4)
     resources = {"metadata": {"path": str(lesson.folder)}}
-    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=resources).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
 
 
 @every_lesson
