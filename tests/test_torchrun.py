@@ -28,13 +28,14 @@ def losses_of(base_dir: Path, tag: str) -> list[float]:
 
 
 def launch(base_dir: Path, ranks: int, *flags: str) -> None:
+    """Run it to its end. torchrun leaves a folder among the temporary files at each start: it goes with the test's."""
     program = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     done = subprocess.run(
         [*program, "-m", "scripts.base_train", "--device_type=cpu", "--depth=2", "--max_seq_len=64",
          "--total_batch_size=512", "--num_iterations=10", "--eval_every=0", "--sample_every=0", "--dtype=float32",
          "--data=two", *flags],
         cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "NANOCHAT_BASE_DIR": str(base_dir), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "NANOCHAT_BASE_DIR": str(base_dir), "OMP_NUM_THREADS": "1", "TMPDIR": str(base_dir)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -104,10 +105,10 @@ def start(torchrun_flags: list[str], tag: str) -> subprocess.Popen[bytes]:
 
 
 def launched(program: list[str], log: str, **variables: str) -> subprocess.Popen[bytes]:
-    with (Path(os.environ["NANOCHAT_BASE_DIR"]) / f"{log}.log").open("ab") as said:
-        return subprocess.Popen(
-            program, cwd=ROOT, stdout=said, stderr=said, env={**os.environ, "OMP_NUM_THREADS": "1", **variables}
-        )
+    base = os.environ["NANOCHAT_BASE_DIR"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": base, **variables}
+    with (Path(base) / f"{log}.log").open("ab") as said:
+        return subprocess.Popen(program, cwd=ROOT, stdout=said, stderr=said, env=environment)
 
 
 def output_of(log: str) -> str:
