@@ -70,7 +70,7 @@ class Config:
     eval_tokens: int = 262_144
     """Of the validation shard, from its beginning."""
     quick: bool = False
-    """One round of one row, and trainings too short to tell anything: at most twelve minutes."""
+    """One round of one row, and trainings too short to tell anything: some fifteen minutes."""
     fresh: bool = False
     """Forget what the parts that are asked for have measured."""
     plot: bool = False
@@ -122,7 +122,7 @@ def qualities(config: Config, lines: Lines) -> dict[str, Any]:
     """Beside the peer, at both lengths."""
     if config.quick:
         size = quality.Size(vocab_size=config.vocab_size, eval_tokens=16_384, compile="off")
-        return quality.compared(lines, size, {"short": 65_536}, {"short": config.seeds[:1]})
+        return quality.compared(lines, size, {"short": 32_768}, {"short": config.seeds[:1]})
     size = quality.Size(vocab_size=config.vocab_size, eval_tokens=config.eval_tokens)
     lengths = {"short": config.short_tokens, "long": config.long_tokens}
     return quality.compared(lines, size, lengths, {"short": config.seeds, "long": config.seeds[:1]})
